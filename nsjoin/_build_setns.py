@@ -1,0 +1,81 @@
+"""Builds the extension: compiles the joiner, embeds it as bytes, and has cffi make the module around the shim.
+
+Run by setup.py through exec, so it imports nothing of the package.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cffi import FFI
+from setuptools.command import build_ext as setuptools_build_ext
+
+HERE = Path(__file__).resolve().parent
+
+# Machines whose system-call stubs _joiner.c has; elsewhere the same source is linked with libc, statically.
+FREESTANDING = ("x86_64", "aarch64")
+COMMON_FLAGS = ("-Os", "-std=gnu11", "-static", "-no-pie", "-fno-pie", "-fno-stack-protector")
+FREESTANDING_FLAGS = (
+    "-ffreestanding",
+    "-nostdlib",
+    "-fno-asynchronous-unwind-tables",
+    "-Wl,--build-id=none",
+    "-Wl,-z,noexecstack",
+    "-Wl,-z,noseparate-code",
+    "-s",
+)
+
+
+def compile_joiner(output, compiler=None, extra_flags=(), *, hosted=False):
+    """Compile _joiner.c to the program ``output``, with ``compiler`` (a list), $CC, or the interpreter's own."""
+    if compiler is None:
+        compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    machine = subprocess.run([*compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
+    hosted = hosted or not machine.startswith(FREESTANDING)
+    flags = ("-DNSJOIN_HOSTED",) if hosted else FREESTANDING_FLAGS
+    subprocess.run(
+        [*compiler, *COMMON_FLAGS, *flags, *extra_flags, "-o", str(output), str(HERE / "_joiner.c")], check=True
+    )
+
+
+def write_image_header(directory, compiler=None):
+    """Write joiner_image.h, the joiner as an array of bytes, into ``directory``."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as scratch:
+        program = Path(scratch, "joiner")
+        compile_joiner(program, compiler)
+        image = program.read_bytes()
+    rows = (", ".join(map(str, image[start : start + 32])) for start in range(0, len(image), 32))
+    text = "static const unsigned char joiner_image[] = {\n" + ",\n".join(rows) + "\n};\n"
+    (directory / "joiner_image.h").write_text(text)
+
+
+class build_ext(setuptools_build_ext.build_ext):  # the name that setuptools wants
+    """build_ext that compiles the joiner first: cffi calls ``pre_run`` just before it writes the module's source."""
+
+    def pre_run(self, ext, ffi):
+        write_image_header(self.build_temp)
+        ext.include_dirs.append(self.build_temp)
+
+
+def declarations():
+    """The header as cffi wants it: without the preprocessor's lines."""
+    return re.sub(r"^#.*$", "", (HERE / "_setns.h").read_text(), flags=re.MULTILINE)
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations())
+ffibuilder.set_source(
+    "nsjoin._setns",
+    '#include "_setns.h"\n#include <unistd.h>\n',
+    sources=["nsjoin/_setns.c"],
+    depends=["nsjoin/_setns.h", "nsjoin/_joiner.c"],
+    include_dirs=["nsjoin"],
+    define_macros=[("_GNU_SOURCE", "1")],
+    extra_compile_args=["-std=gnu11", "-O2"],
+)

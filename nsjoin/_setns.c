@@ -1,0 +1,221 @@
+/* The shim: what Python calls. Each function is one system call, or a few that must not be interrupted by Python. */
+#define _GNU_SOURCE
+#include "_setns.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "joiner_image.h" /* the joiner as bytes: static const unsigned char joiner_image[] */
+
+/* By number, since libc may be older than the kernel, and musl has no wrappers for some; these are the same everywhere. */
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+enum {
+    K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
+    K_MFD_CLOEXEC = 1, K_MFD_ALLOW_SEALING = 2, K_MFD_EXEC = 16,
+    K_F_ADD_SEALS = 1033, K_ALL_SEALS = 15, /* SEAL | SHRINK | GROW | WRITE */
+    K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
+};
+
+static int result(long value)
+{
+    return value < 0 ? -errno : (int)value;
+}
+
+int nsjoin_setns(int fd, int nstypes)
+{
+    return result(syscall(SYS_setns, fd, nstypes));
+}
+
+int nsjoin_unshare(int nstypes)
+{
+    return result(syscall(SYS_unshare, nstypes));
+}
+
+int nsjoin_pidfd_open(int pid, unsigned int flags)
+{
+    return result(syscall(SYS_pidfd_open, pid, flags));
+}
+
+int nsjoin_pidfd_send_signal(int pidfd, int signal)
+{
+    return result(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
+}
+
+int nsjoin_ioctl(int fd, unsigned long request)
+{
+    return result(syscall(SYS_ioctl, fd, request, 0)); /* the PIDFD_GET_* requests want a third argument of 0 */
+}
+
+int nsjoin_ioctl_out(int fd, unsigned long request, void *out)
+{
+    return result(syscall(SYS_ioctl, fd, request, out));
+}
+
+int nsjoin_memfd_create(const char *name, unsigned int flags)
+{
+    return result(syscall(SYS_memfd_create, name, flags));
+}
+
+int nsjoin_setns_close(int fd, int nstypes)
+{
+    int error = nsjoin_setns(fd, nstypes);
+    if (error == 0)
+        close(fd);
+    return error;
+}
+
+int nsjoin_is_admin(void)
+{
+    struct { uint32_t version; int pid; } head = {K_CAPABILITY_VERSION_3, 0};
+    struct { uint32_t effective, permitted, inheritable; } sets[2];
+    if (syscall(SYS_capget, &head, sets) != 0)
+        return -errno;
+    return (int)(sets[0].effective >> K_CAP_SYS_ADMIN & 1);
+}
+
+/* This thread's own pidfd, kept for as long as the thread lives: with it, saving a namespace for the way back is one
+ * ioctl instead of a walk through /proc, which may not even be ours. The descriptor may have been closed, and its number
+ * given to something else, by a program that closes all it does not know: so its inode, unique in pidfs, is compared. */
+static _Thread_local struct { int fd; int generation; dev_t device; ino_t inode; } own = {.fd = -1};
+static int generation; /* of processes: the child of a fork has its parent's descriptor, which names the parent */
+static pthread_key_t at_thread_exit;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static int own_is_open(void)
+{
+    struct stat now;
+    return own.fd >= 0 && fstat(own.fd, &now) == 0 && now.st_ino == own.inode && now.st_dev == own.device;
+}
+
+static void close_own(void *unused)
+{
+    (void)unused;
+    if (own_is_open())
+        close(own.fd);
+    own.fd = -1;
+}
+
+static void count_fork(void)
+{
+    generation++;
+}
+
+static void set_up(void)
+{
+    if (pthread_key_create(&at_thread_exit, close_own) != 0 || pthread_atfork(NULL, NULL, count_fork) != 0)
+        generation = -1;
+}
+
+static int own_pidfd(void)
+{
+    struct stat now;
+    int fd;
+    if (own.generation == generation && own_is_open())
+        return own.fd;
+    pthread_once(&once, set_up);
+    if (generation < 0)
+        return -ENOMEM;
+    close_own(NULL);
+    fd = nsjoin_pidfd_open((int)syscall(SYS_gettid), K_PIDFD_THREAD);
+    if (fd < 0)
+        return fd;
+    if (fstat(fd, &now) != 0 || pthread_setspecific(at_thread_exit, &own) != 0) {
+        close(fd);
+        return -ENOMEM;
+    }
+    own.fd = fd;
+    own.generation = generation;
+    own.device = now.st_dev;
+    own.inode = now.st_ino;
+    return fd;
+}
+
+int nsjoin_own(unsigned long request)
+{
+    int fd = own_pidfd();
+    return fd < 0 ? fd : nsjoin_ioctl(fd, request);
+}
+
+int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes)
+{
+    struct stat found;
+    if (pidfd < 0)
+        pidfd = own_pidfd();
+    if (pidfd < 0)
+        return pidfd;
+    for (int i = 0; i < n; i++) {
+        int fd = nsjoin_ioctl(pidfd, requests[i]);
+        if (fd == -EOPNOTSUPP) { /* a type that this kernel was built without */
+            inodes[i] = 0;
+            continue;
+        }
+        if (fd < 0)
+            return fd;
+        int error = fstat(fd, &found) == 0 ? 0 : -errno;
+        close(fd);
+        if (error < 0)
+            return error;
+        inodes[i] = found.st_ino;
+    }
+    return 0;
+}
+
+int nsjoin_image_size(void)
+{
+    return (int)sizeof joiner_image;
+}
+
+const unsigned char *nsjoin_image(void)
+{
+    return joiner_image;
+}
+
+/* Runs in the caller's memory (vfork): system calls only, and nothing of the caller may be changed. The descriptor table
+ * is this process's own. All signals are blocked; the caller's handlers end with execveat. */
+__attribute__((noinline, noreturn))
+static void become_joiner(int image, int plan, char *const argv[], const int32_t *lent, int n_lent)
+{
+    static char *const no_environment[] = {NULL};
+    int32_t report[3] = {NSJOIN_STEP_LAUNCH, 0, 0}; /* step, index, error */
+    for (; report[1] < n_lent; report[1]++)
+        if (fcntl(lent[report[1]], F_SETFD, 0) != 0)
+            break;
+    if (report[1] == n_lent)
+        syscall(SYS_execveat, image, "", argv, no_environment, K_AT_EMPTY_PATH);
+    report[2] = errno;
+    if (pwrite(plan, report, sizeof report, offsetof(struct nsjoin_plan, step)) < 0)
+        _exit(126);
+    _exit(127);
+}
+
+int nsjoin_launch(int image, int plan, const char *plan_number, const int32_t *lent, int n_lent)
+{
+    static const uint64_t all = ~(uint64_t)0; /* libc's internal signals too, which sigprocmask(3) leaves out */
+    char *const argv[] = {(char[]){"nsjoin"}, (char *)(uintptr_t)plan_number, NULL};
+    uint64_t mask;
+    int error = result(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, K_SIGSET_SIZE));
+    if (error < 0)
+        return error;
+    pid_t pid = -1;
+    if (pwrite(plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)) == (ssize_t)sizeof mask) {
+        pid = vfork();
+        if (pid < 0 && errno == EINVAL) /* before Linux 6.2, where time_for_children differs: no shared memory */
+            pid = fork();
+        if (pid == 0)
+            become_joiner(image, plan, argv, lent, n_lent);
+    }
+    error = result(pid);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, K_SIGSET_SIZE);
+    return error;
+}

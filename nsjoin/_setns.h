@@ -1,0 +1,102 @@
+/* What the shim, the joiner and Python agree on. Read by the C compiler (twice) and by cffi, so: plain declarations,
+ * fixed-width fields, no macros. */
+#ifndef NSJOIN_SETNS_H
+#define NSJOIN_SETNS_H
+#include <stdint.h>
+
+/* What is under way, in the order of the joiner's work: the report names one of these. */
+enum nsjoin_step {
+    NSJOIN_STEP_LAUNCH,
+    NSJOIN_STEP_PLAN,
+    NSJOIN_STEP_STDIO,
+    NSJOIN_STEP_CLOSE,
+    NSJOIN_STEP_GROUPS,
+    NSJOIN_STEP_JOIN,
+    NSJOIN_STEP_ROOT,
+    NSJOIN_STEP_CWD,
+    NSJOIN_STEP_UMASK,
+    NSJOIN_STEP_IDS,
+    NSJOIN_STEP_CLONE,
+    NSJOIN_STEP_SESSION,
+    NSJOIN_STEP_EXEC
+};
+
+enum nsjoin_flag {
+    NSJOIN_FORK = 1,            /* a PID namespace is joined: only a child of the joiner is born inside */
+    NSJOIN_CLOSE_FDS = 2,       /* close every descriptor above 2 that is not in keep */
+    NSJOIN_RESTORE_SIGNALS = 4, /* SIGPIPE and SIGXFSZ, which Python ignores, back to their default */
+    NSJOIN_SETSID = 8,
+    NSJOIN_SETPGID = 16,
+    NSJOIN_SETUID = 32,
+    NSJOIN_SETGID = 64,
+    NSJOIN_SETGROUPS = 128,
+    NSJOIN_DROP_GROUPS = 256,   /* no supplementary groups, where the kernel allows it */
+    NSJOIN_TRY_IDS = 512,       /* an id that is not mapped (EINVAL) is no error */
+    NSJOIN_UMASK = 1024
+};
+
+enum nsjoin_how {
+    NSJOIN_TRY = 1,             /* EPERM is no error: a later step tries again */
+    NSJOIN_AGAIN = 2            /* only if no earlier step has joined this type */
+};
+
+struct nsjoin_join {
+    int32_t fd;                 /* a namespace, or a pidfd */
+    uint32_t nstypes;           /* CLONE_NEW*, or several of them for a pidfd */
+    uint32_t how;               /* enum nsjoin_how */
+};
+
+/* Head of the plan's file; everything that its offsets name lies behind it in the same file. An offset of 0 is "none".
+ * A list of strings is a table of pointer-sized offsets that ends with 0; the joiner turns them into pointers. */
+struct nsjoin_plan {
+    /* the report: the kernel writes pid (CLONE_PARENT_SETTID), the joiner and its child the rest */
+    int32_t pid;
+    int32_t step;               /* enum nsjoin_step: what is, or was, under way */
+    int32_t index;              /* which entry of that step's list */
+    int32_t error;              /* errno of that step, 0 while all is well */
+    /* the plan */
+    uint64_t sigmask;           /* the caller's signal mask, written by the launcher */
+    uint32_t size;              /* of the whole file, in bytes */
+    uint32_t flags;             /* enum nsjoin_flag */
+    int32_t stdio[3];           /* what becomes 0, 1 and 2; -1: as it is */
+    int32_t root;               /* an O_PATH descriptor that becomes the root, -1: as it is */
+    int32_t pgid;
+    uint32_t umask;
+    uint32_t uid;
+    uint32_t gid;
+    uint32_t lent, n_lent;      /* int32_t[]: made close-on-exec again at once */
+    uint32_t keep, n_keep;      /* int32_t[]: not closed, all above 2, ascending */
+    uint32_t groups, n_groups;  /* uint32_t[] */
+    uint32_t joins, n_joins;    /* struct nsjoin_join[] */
+    uint32_t cwd;               /* a string */
+    uint32_t files;             /* a list of strings: the programs to try */
+    uint32_t argv, envp;        /* lists of strings */
+};
+
+/* Each returns what the system call returns, or -errno. */
+int nsjoin_setns(int fd, int nstypes);
+int nsjoin_unshare(int nstypes);
+int nsjoin_pidfd_open(int pid, unsigned int flags);
+int nsjoin_pidfd_send_signal(int pidfd, int signal);
+int nsjoin_ioctl(int fd, unsigned long request);
+int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
+int nsjoin_memfd_create(const char *name, unsigned int flags);
+
+/* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */
+int nsjoin_own(unsigned long request);
+/* setns, then close: the way back. Not closed if setns fails. */
+int nsjoin_setns_close(int fd, int nstypes);
+/* Whether this thread has CAP_SYS_ADMIN in its user namespace. */
+int nsjoin_is_admin(void);
+/* Inode numbers of the namespaces that the pidfd's process (-1: this thread) is in; 0 where it has none. */
+int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes);
+
+/* The joiner, as the bytes of an executable file. */
+int nsjoin_image_size(void);
+const unsigned char *nsjoin_image(void);
+/* Starts the image with the plan in a new process; returns its pid. What went wrong there stands in the report. The lent
+ * descriptors go along although they are close-on-exec. */
+int nsjoin_launch(int image, int plan, const char *plan_number, const int32_t *lent, int n_lent);
+/* environ(7), to be read under the interpreter's lock */
+extern char **environ;
+#endif
