@@ -1,0 +1,36 @@
+"""Join existing Linux namespaces from Python, correctly: what nsenter(1) is for shells, as a library."""
+
+from . import exceptions
+from ._enter import enter
+from ._namespace import Namespace, NamespaceId
+from ._spawn import Popen, run_in, spawn_in
+from ._target import Target
+from .exceptions import (
+    JoinError,
+    JoinPermissionError,
+    NamespaceError,
+    NamespaceNotFoundError,
+    NamespacePermissionError,
+    NotANamespaceError,
+    RestoreError,
+    TargetGoneError,
+)
+
+__all__ = [
+    "JoinError",
+    "JoinPermissionError",
+    "Namespace",
+    "NamespaceError",
+    "NamespaceId",
+    "NamespaceNotFoundError",
+    "NamespacePermissionError",
+    "NotANamespaceError",
+    "Popen",
+    "RestoreError",
+    "Target",
+    "TargetGoneError",
+    "enter",
+    "exceptions",
+    "run_in",
+    "spawn_in",
+]

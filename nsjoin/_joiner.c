@@ -230,25 +230,23 @@ static void change_root(plan_t *plan)
     must(plan, SYS1(chroot, here));
 }
 
+static void set_id(plan_t *plan, long result, uint32_t try)
+{
+    if (result != -EINVAL || !(plan->flags & try))
+        must(plan, result);
+}
+
 static void set_ids(plan_t *plan)
 {
-    uint32_t flags = plan->flags;
-    long tolerated = flags & NSJOIN_TRY_IDS ? -EINVAL : 0;
     begin(plan, NSJOIN_STEP_IDS);
-    if (flags & NSJOIN_SETGROUPS)
+    if (plan->flags & NSJOIN_SETGROUPS)
         must(plan, SET_GROUPS(plan->n_groups, at(plan, plan->groups)));
     plan->index = 1;
-    if (flags & NSJOIN_SETGID) {
-        long result = SET_GID(plan->gid);
-        if (result != tolerated)
-            must(plan, result);
-    }
+    if (plan->flags & NSJOIN_SETGID)
+        set_id(plan, SET_GID(plan->gid), NSJOIN_TRY_GID);
     plan->index = 2;
-    if (flags & NSJOIN_SETUID) {
-        long result = SET_UID(plan->uid);
-        if (result != tolerated)
-            must(plan, result);
-    }
+    if (plan->flags & NSJOIN_SETUID)
+        set_id(plan, SET_UID(plan->uid), NSJOIN_TRY_UID);
 }
 
 static void default_signal(plan_t *plan, long number)

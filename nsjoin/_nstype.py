@@ -59,8 +59,6 @@ NSTYPES = (
 BY_NAME = {row.name: row for row in NSTYPES}
 BY_FLAG = {row.flag: row for row in NSTYPES}
 
-CLONE_FS = 0x00000200
-
 
 def lookup(nstype: str) -> NsType:
     """Return the row of ``nstype``; TypeError if it is no str, ValueError if there is no such type."""

@@ -22,8 +22,7 @@
 #endif
 enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
-    K_MFD_CLOEXEC = 1, K_MFD_ALLOW_SEALING = 2, K_MFD_EXEC = 16,
-    K_F_ADD_SEALS = 1033, K_ALL_SEALS = 15, /* SEAL | SHRINK | GROW | WRITE */
+    K_MFD_CLOEXEC = 1,
     K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
 };
 
@@ -65,14 +64,6 @@ int nsjoin_ioctl_out(int fd, unsigned long request, void *out)
 int nsjoin_memfd_create(const char *name, unsigned int flags)
 {
     return result(syscall(SYS_memfd_create, name, flags));
-}
-
-int nsjoin_setns_close(int fd, int nstypes)
-{
-    int error = nsjoin_setns(fd, nstypes);
-    if (error == 0)
-        close(fd);
-    return error;
 }
 
 int nsjoin_is_admin(void)
@@ -147,6 +138,88 @@ int nsjoin_own(unsigned long request)
     return fd < 0 ? fd : nsjoin_ioctl(fd, request);
 }
 
+static void close_one(int32_t *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static int save_one(struct nsjoin_stay *stay, int i, uint32_t nstype, uint32_t request)
+{
+    stay->nstypes[i] = nstype;
+    if (stay->saved[i] < 0) {
+        stay->saved[i] = nsjoin_own(request);
+        if (stay->saved[i] < 0)
+            return stay->saved[i];
+    }
+    if (nstype != CLONE_NEWNS)
+        return 0;
+    stay->root = result(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
+    stay->cwd = result(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (stay->root < 0 || stay->cwd < 0)
+        return stay->root < 0 ? stay->root : stay->cwd;
+    /* Threads share root and working directory, and setns moves those of all of them: with a pidfd it does so, with a
+     * namespace's descriptor it says EINVAL. */
+    return nsjoin_unshare(CLONE_FS);
+}
+
+int nsjoin_save(struct nsjoin_stay *stay, int n, const uint32_t *nstypes, const uint32_t *requests)
+{
+    for (int i = 0; i < n; i++) {
+        int error = save_one(stay, i, nstypes[i], requests[i]);
+        stay->n = i + 1;
+        if (error < 0) {
+            stay->failed = i;
+            return error;
+        }
+    }
+    return 0;
+}
+
+int nsjoin_move(struct nsjoin_stay *stay, int fd, uint32_t nstypes)
+{
+    int error = nsjoin_setns(fd, (int)nstypes);
+    if (error == 0)
+        stay->joined |= nstypes;
+    return error;
+}
+
+static int back_to_mount(struct nsjoin_stay *stay, int fd)
+{
+    int error = nsjoin_setns(fd, CLONE_NEWNS);
+    if (error == -EINVAL && nsjoin_unshare(CLONE_FS) == 0) /* a thread that was born inside shares its root with us */
+        error = nsjoin_setns(fd, CLONE_NEWNS);
+    if (error == 0) /* that was to the root of the mount namespace, we may come from a chroot in it */
+        error = result(fchdir(stay->root));
+    if (error == 0)
+        error = result(chroot("."));
+    if (error == 0)
+        error = result(fchdir(stay->cwd));
+    return error;
+}
+
+int nsjoin_back(struct nsjoin_stay *stay)
+{
+    int first = 0;
+    for (int i = stay->n - 1; i >= 0; i--) {
+        int error = 0;
+        if (stay->joined & stay->nstypes[i])
+            error = stay->nstypes[i] == CLONE_NEWNS ? back_to_mount(stay, stay->saved[i])
+                                                    : nsjoin_setns(stay->saved[i], (int)stay->nstypes[i]);
+        if (error < 0 && first == 0) {
+            first = error;
+            stay->failed = i;
+        }
+        close_one(&stay->saved[i]);
+    }
+    close_one(&stay->root);
+    close_one(&stay->cwd);
+    stay->n = 0;
+    stay->joined = 0;
+    return first;
+}
+
 int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes)
 {
     struct stat found;
@@ -199,7 +272,33 @@ static void become_joiner(int image, int plan, char *const argv[], const int32_t
     _exit(127);
 }
 
-int nsjoin_launch(int image, int plan, const char *plan_number, const int32_t *lent, int n_lent)
+/* Where the caller has closed 0 to 2, they must not be taken: the program's stdio goes there. */
+static int lift(int32_t *fd)
+{
+    if (*fd < 0 || *fd > 2)
+        return *fd;
+    int low = *fd;
+    *fd = result(fcntl(low, F_DUPFD_CLOEXEC, 3));
+    close(low);
+    return *fd;
+}
+
+int nsjoin_prepare(struct nsjoin_work *work)
+{
+    int error = result(pipe2(work->barrier, O_CLOEXEC));
+    if (error == 0 && lift(&work->barrier[0]) < 0)
+        error = work->barrier[0];
+    if (error == 0 && lift(&work->barrier[1]) < 0)
+        error = work->barrier[1];
+    if (error == 0) {
+        work->plan = nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC);
+        if (lift(&work->plan) < 0)
+            error = work->plan;
+    }
+    return error;
+}
+
+int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent)
 {
     static const uint64_t all = ~(uint64_t)0; /* libc's internal signals too, which sigprocmask(3) leaves out */
     char *const argv[] = {(char[]){"nsjoin"}, (char *)(uintptr_t)plan_number, NULL};
@@ -208,14 +307,28 @@ int nsjoin_launch(int image, int plan, const char *plan_number, const int32_t *l
     if (error < 0)
         return error;
     pid_t pid = -1;
-    if (pwrite(plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)) == (ssize_t)sizeof mask) {
+    if (pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)) == (ssize_t)sizeof mask) {
         pid = vfork();
         if (pid < 0 && errno == EINVAL) /* before Linux 6.2, where time_for_children differs: no shared memory */
             pid = fork();
         if (pid == 0)
-            become_joiner(image, plan, argv, lent, n_lent);
+            become_joiner(image, work->plan, argv, lent, n_lent);
     }
     error = result(pid);
+    if (pid > 0)
+        work->joiner = pid;
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, K_SIGSET_SIZE);
     return error;
+}
+
+void nsjoin_close_barrier(struct nsjoin_work *work)
+{
+    close_one(&work->barrier[1]);
+}
+
+void nsjoin_finish(struct nsjoin_work *work)
+{
+    close_one(&work->barrier[0]);
+    close_one(&work->barrier[1]);
+    close_one(&work->plan);
 }

@@ -31,8 +31,9 @@ enum nsjoin_flag {
     NSJOIN_SETGID = 64,
     NSJOIN_SETGROUPS = 128,
     NSJOIN_DROP_GROUPS = 256,   /* no supplementary groups, where the kernel allows it */
-    NSJOIN_TRY_IDS = 512,       /* an id that is not mapped (EINVAL) is no error */
-    NSJOIN_UMASK = 1024
+    NSJOIN_TRY_UID = 512,       /* a uid that is not mapped (EINVAL) is no error */
+    NSJOIN_TRY_GID = 1024,
+    NSJOIN_UMASK = 2048
 };
 
 enum nsjoin_how {
@@ -84,8 +85,22 @@ int nsjoin_memfd_create(const char *name, unsigned int flags);
 
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */
 int nsjoin_own(unsigned long request);
-/* setns, then close: the way back. Not closed if setns fails. */
-int nsjoin_setns_close(int fd, int nstypes);
+
+/* A thread's stay in other namespaces: what it needs for the way back. Filled and emptied by C, so that no exception
+ * between a call and an assignment can lose a descriptor or leave the thread inside. */
+struct nsjoin_stay {
+    int32_t n;
+    uint32_t nstypes[8];        /* CLONE_NEW* of each saved namespace */
+    int32_t saved[8];           /* a descriptor of it, -1: none */
+    uint32_t joined;            /* CLONE_NEW* bits of what the thread has left */
+    int32_t root, cwd;          /* O_PATH descriptors, with mnt; -1: none */
+    int32_t failed;             /* index of the namespace that could not be saved, or gone back to */
+};
+/* Saves one namespace each; a request of 0, or one that the kernel lacks: the caller has put a descriptor there. */
+int nsjoin_save(struct nsjoin_stay *stay, int n, const uint32_t *nstypes, const uint32_t *requests);
+int nsjoin_move(struct nsjoin_stay *stay, int fd, uint32_t nstypes);
+/* Goes back to all that was left, in reverse, and closes everything, also when one fails: then -errno of the first. */
+int nsjoin_back(struct nsjoin_stay *stay);
 /* Whether this thread has CAP_SYS_ADMIN in its user namespace. */
 int nsjoin_is_admin(void);
 /* Inode numbers of the namespaces that the pidfd's process (-1: this thread) is in; 0 where it has none. */
@@ -94,9 +109,18 @@ int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes);
 /* The joiner, as the bytes of an executable file. */
 int nsjoin_image_size(void);
 const unsigned char *nsjoin_image(void);
-/* Starts the image with the plan in a new process; returns its pid. What went wrong there stands in the report. The lent
- * descriptors go along although they are close-on-exec. */
-int nsjoin_launch(int image, int plan, const char *plan_number, const int32_t *lent, int n_lent);
+/* What one launch holds. Filled by C, so that no exception between a call and an assignment can lose any of it. */
+struct nsjoin_work {
+    int32_t plan;               /* the file of plan and report, -1: none */
+    int32_t barrier[2];         /* a pipe: the joiner and its child hold the write end until they exec or end */
+    int32_t joiner;             /* pid, 0: not started */
+};
+int nsjoin_prepare(struct nsjoin_work *work);
+/* Starts the image with the plan in a new process. What went wrong there stands in the report. The lent descriptors go
+ * along although they are close-on-exec. */
+int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent);
+void nsjoin_close_barrier(struct nsjoin_work *work);
+void nsjoin_finish(struct nsjoin_work *work);
 /* environ(7), to be read under the interpreter's lock */
 extern char **environ;
 #endif

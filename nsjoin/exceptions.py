@@ -11,6 +11,7 @@ __all__ = [
     "NamespaceError",
     "NamespaceNotFoundError",
     "NamespacePermissionError",
+    "NotANamespaceError",
     "RestoreError",
     "TargetGoneError",
 ]
@@ -56,6 +57,10 @@ class NamespacePermissionError(NamespaceError, PermissionError):
 
 class NamespaceNotFoundError(NamespaceError, FileNotFoundError):
     """There is no such namespace file (ENOENT)."""
+
+
+class NotANamespaceError(NamespaceError, ValueError):
+    """The file or descriptor is not a namespace (a directory, a plain file, an O_PATH descriptor)."""
 
 
 class TargetGoneError(NamespaceError, ProcessLookupError):

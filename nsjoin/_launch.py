@@ -1,0 +1,445 @@
+"""Launches the joiner: the plan as one flat buffer, the sealed image, the wait for exec, the report.
+
+Nothing here knows what a target is. What can go wrong in the new process comes back as ``Failed``; whatever is raised,
+no process, zombie or descriptor is left.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import select
+import signal
+import tempfile
+import threading
+import time
+from array import array
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _shim
+from ._shim import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ._plan import Step
+    from ._setns import CData
+
+
+class At(enum.IntEnum):
+    """The steps of the joiner, in their order: enum nsjoin_step."""
+
+    LAUNCH = lib.NSJOIN_STEP_LAUNCH
+    PLAN = lib.NSJOIN_STEP_PLAN
+    STDIO = lib.NSJOIN_STEP_STDIO
+    CLOSE = lib.NSJOIN_STEP_CLOSE
+    GROUPS = lib.NSJOIN_STEP_GROUPS
+    JOIN = lib.NSJOIN_STEP_JOIN
+    ROOT = lib.NSJOIN_STEP_ROOT
+    CWD = lib.NSJOIN_STEP_CWD
+    UMASK = lib.NSJOIN_STEP_UMASK
+    IDS = lib.NSJOIN_STEP_IDS
+    CLONE = lib.NSJOIN_STEP_CLONE
+    SESSION = lib.NSJOIN_STEP_SESSION
+    EXEC = lib.NSJOIN_STEP_EXEC
+
+
+class Failed(Exception):
+    """The new process failed ``at`` a step, at entry ``index`` of its list, with ``errno``; 0: it was killed there."""
+
+    def __init__(self, at: At, index: int, errno: int) -> None:
+        super().__init__(at, index, errno)
+        self.at = at
+        self.index = index
+        self.errno = errno
+
+
+class Expired(Exception):
+    """The deadline passed before the program was running. What had been started is gone."""
+
+
+class Ids(NamedTuple):
+    """Who the program runs as; None: unchanged. ``try_``: an id that is not mapped is no error."""
+
+    uid: int | None = None
+    gid: int | None = None
+    groups: Sequence[int] | None = None
+    drop_groups: bool = False
+    try_uid: bool = False
+    try_gid: bool = False
+
+
+class Job(NamedTuple):
+    """Everything that the joiner has to know."""
+
+    files: Sequence[bytes]
+    argv: Sequence[bytes]
+    env: Sequence[bytes]
+    stdio: tuple[int, int, int] = (-1, -1, -1)
+    close_fds: bool = True
+    pass_fds: Sequence[int] = ()
+    joins: Sequence[Step] = ()
+    fork: bool = False
+    root: int = -1
+    cwd: bytes | None = None
+    umask: int = -1
+    ids: Ids = Ids()
+    restore_signals: bool = True
+    new_session: bool = False
+    process_group: int = -1
+
+
+def environment() -> list[bytes]:
+    """environ(7) as the C library has it: what a program gets that is given none."""
+    entries: list[bytes] = []
+    pointers = lib.environ
+    while pointers[len(entries)] != ffi.NULL:
+        entries.append(ffi.string(pointers[len(entries)]))
+    return entries
+
+
+# --- the plan as bytes -------------------------------------------------------------------------------------------------
+
+_HEAD_SIZE = ffi.sizeof("struct nsjoin_plan")
+_POINTER = "Q" if ffi.sizeof("void *") == 8 else "I"
+_POINTER_SIZE = ffi.sizeof("void *")
+
+
+def _flags(job: Job) -> int:
+    ids = job.ids
+    flags = 0
+    for condition, flag in (
+        (job.fork, lib.NSJOIN_FORK),
+        (job.close_fds, lib.NSJOIN_CLOSE_FDS),
+        (job.restore_signals, lib.NSJOIN_RESTORE_SIGNALS),
+        (job.new_session, lib.NSJOIN_SETSID),
+        (job.process_group >= 0, lib.NSJOIN_SETPGID),
+        (ids.uid is not None, lib.NSJOIN_SETUID),
+        (ids.gid is not None, lib.NSJOIN_SETGID),
+        (ids.groups is not None, lib.NSJOIN_SETGROUPS),
+        (ids.drop_groups, lib.NSJOIN_DROP_GROUPS),
+        (ids.try_uid, lib.NSJOIN_TRY_UID),
+        (ids.try_gid, lib.NSJOIN_TRY_GID),
+        (job.umask >= 0, lib.NSJOIN_UMASK),
+    ):
+        if condition:
+            flags |= flag
+    return flags
+
+
+def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> bytes:
+    """``job`` as the joiner reads it: struct nsjoin_plan, tables, strings. ValueError for a NUL in a string.
+
+    ``private`` are the descriptors that come along and that no program gets, ``needed`` those of them that the joiner
+    uses after it has closed the rest.
+    """
+    lists = (job.files, job.argv, job.env)
+    strings = [string for strings in lists for string in strings]
+    if job.cwd is not None:
+        strings.append(job.cwd)
+    text = b"\0".join(strings) + b"\0"
+    if text.count(b"\0") != max(len(strings), 1):
+        raise ValueError("embedded null byte")
+
+    joins = array("i", [number for step in job.joins for number in step])
+    keep = array("i", sorted({fd for fd in (*job.pass_fds, *needed) if fd > 2}))
+    lent = array("i", private)
+    groups = array("I", job.ids.groups or ())
+    numbers = (joins, keep, lent, groups)
+
+    offset = _HEAD_SIZE
+    table_offsets = []
+    for strings_of_one in lists:
+        table_offsets.append(offset)
+        offset += (len(strings_of_one) + 1) * _POINTER_SIZE
+    number_offsets = []
+    for row in numbers:
+        number_offsets.append(offset)
+        offset += len(row) * row.itemsize
+    places = list(accumulate((len(string) + 1 for string in strings), initial=offset))
+
+    table = array(_POINTER)
+    start = 0
+    for strings_of_one in lists:
+        table.extend(places[start : start + len(strings_of_one)])
+        table.append(0)
+        start += len(strings_of_one)
+
+    head: Any = ffi.new("struct nsjoin_plan *")
+    head.size = offset + len(text)
+    head.flags = _flags(job)
+    head.stdio = job.stdio
+    head.root = job.root
+    head.pgid = max(job.process_group, 0)
+    head.umask = max(job.umask, 0)
+    head.uid = job.ids.uid or 0
+    head.gid = job.ids.gid or 0
+    head.files, head.argv, head.envp = table_offsets
+    head.joins, head.keep, head.lent, head.groups = number_offsets
+    head.n_joins, head.n_keep, head.n_lent, head.n_groups = len(job.joins), len(keep), len(lent), len(groups)
+    head.cwd = 0 if job.cwd is None else places[-2]
+    return b"".join((ffi.buffer(head), table, *numbers, text))
+
+
+# --- the image ---------------------------------------------------------------------------------------------------------
+
+_MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_EXEC = 1, 2, 16  # MFD_EXEC: Linux 6.3
+_F_ADD_SEALS, _ALL_SEALS = 1033, 15
+
+
+class _Image:
+    """The joiner in a sealed memfd, made once for the process: whoever gets at it through /proc/PID/exe, as root of a
+    target does (CVE-2019-5736), cannot change what the next launch runs.
+
+    Where memfds cannot be executed (vm.memfd_noexec=2, Linux 6.3) or made, each launch gets an unlinked file of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._fd = -1
+        self._identity: tuple[int, int] | None = None
+        self._memfd_runs = True
+
+    def open(self) -> tuple[int, bool]:
+        """A descriptor to execute, and whether it is to be closed afterwards."""
+        if self._memfd_runs:
+            if self._identity is not None and self._is_ours():
+                return self._fd, False
+            with self._lock:
+                if self._identity is None or not self._is_ours():
+                    self._make()
+            if self._memfd_runs:
+                return self._fd, False
+        return self._file(), True
+
+    def memfd_does_not_run(self) -> None:
+        """Learn that the kernel refuses to execute a memfd."""
+        self._memfd_runs = False
+
+    def _is_ours(self) -> bool:
+        # A program that closes all descriptors it does not know, as daemons do, may have given the number away.
+        try:
+            status = os.fstat(self._fd)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def _make(self) -> None:
+        import fcntl
+
+        flags = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
+        try:
+            try:
+                fd = _shim.memfd_create(b"nsjoin", flags | _MFD_EXEC)
+            except OSError as refused:
+                if refused.errno != errno.EINVAL:
+                    raise
+                fd = _shim.memfd_create(b"nsjoin", flags)
+        except OSError as refused:
+            if refused.errno not in (errno.EACCES, errno.EPERM, errno.ENOSYS):
+                raise
+            self._memfd_runs = False
+            return
+        fd = _shim.above_stdio(fd)
+        try:
+            _write_all(fd, _image_bytes())
+            fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+            status = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd, self._identity = fd, (status.st_dev, status.st_ino)
+
+    @staticmethod
+    def _file() -> int:
+        writer, path = tempfile.mkstemp(prefix="nsjoin-")
+        try:
+            try:
+                _write_all(writer, _image_bytes())
+                os.fchmod(writer, 0o500)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.close(writer)  # as long as somebody can write, execveat says ETXTBSY
+        finally:
+            os.unlink(path)
+        return _shim.above_stdio(fd)
+
+
+def _image_bytes() -> bytes:
+    return bytes(ffi.buffer(lib.nsjoin_image(), lib.nsjoin_image_size()))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], written)
+
+
+_image = _Image()
+
+# --- the launch --------------------------------------------------------------------------------------------------------
+
+#: Launches under way. A fork elsewhere in this process copies the write end of their barriers, and until that process
+#: ends too, the launch would seem to be held before exec: so the child closes its copies.
+_in_flight: dict[int, CData] = {}
+
+#: Children that had been killed but did not end in time (hung in the kernel); reaped by a later launch.
+_unreaped: list[int] = []
+
+_REAP_SECONDS = 2.0
+
+
+def _forget_launches_of_the_parent() -> None:
+    for work in list(_in_flight.values()):
+        lib.nsjoin_finish(work)
+    _in_flight.clear()
+    _unreaped.clear()
+
+
+os.register_at_fork(after_in_child=_forget_launches_of_the_parent)
+
+
+def launch(job: Job, deadline: float | None = None) -> int:
+    """Carry out ``job`` and return the pid of the program, our direct child.
+
+    Returns once the program has been exec'd. ``deadline`` is a time of ``time.monotonic``. Failed, Expired, ValueError
+    (NUL in a string), OSError (no process or descriptor to be had); or whatever a signal handler raises meanwhile.
+    """
+    if _unreaped:
+        _reap_late()
+    work: Any = ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0))
+    _in_flight[id(work)] = work
+    image, image_is_ours = -1, False
+    try:
+        _shim.check(lib.nsjoin_prepare(work))
+        image, image_is_ours = _image.open()
+        try:
+            return _run(job, work, image, deadline)
+        except Failed as failed:
+            if image_is_ours or failed.at != At.LAUNCH or failed.errno != errno.EACCES:
+                raise
+            _image.memfd_does_not_run()
+        return launch(job, deadline)
+    finally:
+        lib.nsjoin_finish(work)
+        del _in_flight[id(work)]
+        if image_is_ours:
+            os.close(image)
+
+
+def _run(job: Job, work: Any, image: int, deadline: float | None) -> int:
+    needed = {work.barrier[1], *(step.fd for step in job.joins)}
+    if job.root >= 0:
+        needed.add(job.root)
+    sources = {fd for fd in job.stdio if fd >= 0}
+    private = needed | {fd for fd in sources if fd not in job.pass_fds and _ends_at_exec(fd, job.close_fds)}
+    _write_all(work.plan, pack(job, private, needed))
+    lent = [work.plan, *private, *sources, *job.pass_fds]
+    try:
+        _shim.check(lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent)))
+        lib.nsjoin_close_barrier(work)
+        _wait_for_exec(work.barrier[0], deadline)
+    except BaseException:
+        _abort(work)
+        raise
+    return _settle(job, work)
+
+
+def _ends_at_exec(fd: int, close_fds: bool) -> bool:
+    """Whether a descriptor that becomes stdio is closed in the program under its own number."""
+    if close_fds and fd > 2:
+        return True
+    try:
+        return not os.get_inheritable(fd)
+    except OSError:  # EBADF: the launch will say so
+        return True
+
+
+def _wait_for_exec(barrier: int, deadline: float | None) -> None:
+    """Wait until nobody holds the write end any more. Python's signal handlers run meanwhile, and may raise."""
+    poll = select.poll()
+    poll.register(barrier, 0)  # POLLHUP is always told
+    while True:
+        if deadline is None:
+            if poll.poll():
+                return
+        else:
+            left = deadline - time.monotonic()
+            if poll.poll(max(left, 0) * 1000):
+                return
+            if left <= 0:
+                raise Expired
+
+
+def _report(work: Any) -> tuple[int, At, int, int]:
+    report = array("i", os.pread(work.plan, 16, 0))
+    return report[0], At(report[1]), report[2], report[3]
+
+
+def _settle(job: Job, work: Any) -> int:
+    """Nobody holds the barrier, so everything has been exec'd or has ended: the program's pid, or Failed."""
+    child, at, index, number = _report(work)
+    running = at == At.EXEC and number == 0
+    if job.fork or not running:
+        _reap(work.joiner)
+    if running:
+        return child if job.fork else int(work.joiner)
+    if child > 0:
+        _reap(child)
+    raise Failed(at, index, number)
+
+
+def _abort(work: Any) -> None:
+    """End what the launch has started. The joiner first: while it lives it may still clone; then what it has cloned."""
+    try:
+        _end(work.joiner)
+    finally:
+        _end(_report(work)[0])
+
+
+def _end(pid: int) -> None:
+    if pid <= 0:
+        return
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return
+    except ChildProcessError:
+        return  # not ours any more, so not ours to kill: somebody else has reaped it
+    _unreaped.append(pid)
+    os.kill(pid, signal.SIGKILL)
+    if _reap(pid, _REAP_SECONDS):
+        _unreaped.remove(pid)
+
+
+def _reap(pid: int, seconds: float | None = None) -> bool:
+    """Wait for ``pid`` to end; False if it has not after ``seconds``, as a process that hangs in the kernel."""
+    if seconds is not None:
+        try:
+            pidfd = _shim.pidfd_open(pid)
+        except OSError:
+            pidfd = -1  # no pidfds here, or somebody else has reaped it
+        if pidfd >= 0:
+            try:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                if not poll.poll(seconds * 1000):
+                    return False
+            finally:
+                os.close(pidfd)
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # reaped by the kernel (SIGCHLD ignored) or by a waitpid(-1) elsewhere: gone is gone
+    return True
+
+
+def _reap_late() -> None:
+    for pid in _unreaped[:]:
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            ended = True
+        if ended:
+            _unreaped.remove(pid)

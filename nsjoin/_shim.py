@@ -1,0 +1,158 @@
+"""The only importer of the compiled module: one typed function for each call, OSError where the kernel refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+try:
+    from ._setns import ffi, lib
+except ImportError as missing:
+    raise ImportError(
+        "nsjoin's compiled module nsjoin._setns is missing. In a checkout, run 'pip install -e .' (a C compiler and "
+        "Python's headers are needed); elsewhere, reinstall nsjoin for this interpreter."
+    ) from missing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._nstype import NsType
+
+__all__ = ["ffi", "lib"]
+
+# linux/nsfs.h, ioctl_nsfs(2)
+_NS_GET_USERNS = 0xB701
+_NS_GET_PARENT = 0xB702
+_NS_GET_NSTYPE = 0xB703
+_NS_GET_OWNER_UID = 0xB704
+_NS_GET_ID = 0x8008B70D  # Linux 6.18
+
+#: linux/pidfd.h: PIDFD_GET_INFO with the 64 bytes that Linux 6.13 knows; the 32-bit pid stands at offset 16.
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_SIZE = 64
+_PIDFD_INFO_PID = slice(16, 20)
+_PIDFD_INFO_MASK_PID = (1).to_bytes(8, "little")
+PIDFD_THREAD = os.O_EXCL  # Linux 6.9
+
+#: What an ioctl answers that the running kernel, or a seccomp filter, does not know.
+NO_SUCH_IOCTL = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+def check(result: int) -> int:
+    """Return ``result``, or raise the OSError that a negative one stands for."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def setns(fd: int, nstypes: int) -> None:
+    """setns(2): this thread joins the namespace ``fd``, or the types ``nstypes`` of the process of a pidfd."""
+    check(lib.nsjoin_setns(fd, nstypes))
+
+
+def unshare(nstypes: int) -> None:
+    """unshare(2) for this thread."""
+    check(lib.nsjoin_unshare(nstypes))
+
+
+def pidfd_open(pid: int, flags: int = 0) -> int:
+    """pidfd_open(2), Linux 5.3; PyPy and old libraries have no ``os.pidfd_open``."""
+    return check(lib.nsjoin_pidfd_open(pid, flags))
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """pidfd_send_signal(2), Linux 5.1."""
+    check(lib.nsjoin_pidfd_send_signal(pidfd, signal))
+
+
+def pidfd_pid(pidfd: int) -> int:
+    """The pid of a pidfd's process as this process sees it (PIDFD_GET_INFO, Linux 6.13)."""
+    info = ffi.new("unsigned char[]", _PIDFD_INFO_MASK_PID + bytes(_PIDFD_INFO_SIZE - 8))
+    check(lib.nsjoin_ioctl_out(pidfd, _PIDFD_GET_INFO, info))
+    return int.from_bytes(bytes(ffi.buffer(info, _PIDFD_INFO_SIZE))[_PIDFD_INFO_PID], "little")
+
+
+def pidfd_namespace(pidfd: int, request: int) -> int:
+    """A descriptor of one namespace of the pidfd's process (PIDFD_GET_*_NAMESPACE, Linux 6.11)."""
+    return check(lib.nsjoin_ioctl(pidfd, request))
+
+
+def own_namespace(row: NsType, *, for_children: bool = False) -> int:
+    """A descriptor of the namespace that this thread is in, or that its children will be in."""
+    request, name = (row.get_for_children, row.children) if for_children else (row.get, row.name)
+    fd = lib.nsjoin_own(request) if request is not None else -errno.ENOTTY
+    if fd >= 0:
+        return fd
+    # /proc/self is the main thread's; this thread's own is thread-self (Linux 3.17)
+    return os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def inodes(pidfd: int, requests: Sequence[int]) -> tuple[int, ...]:
+    """Inode numbers of the namespaces of the pidfd's process, or of this thread for -1; 0 where the kernel has none.
+
+    OSError with an errno of ``NO_SUCH_IOCTL`` where the kernel cannot tell by pidfd.
+    """
+    found = ffi.new("uint64_t[]", len(requests))
+    check(lib.nsjoin_inodes(pidfd, len(requests), requests, found))
+    return tuple(ffi.unpack(found, len(requests)))
+
+
+def namespace_type(fd: int) -> int:
+    """The CLONE_NEW* flag of a namespace's descriptor (NS_GET_NSTYPE, Linux 4.11); ENOTTY: it is none."""
+    return check(lib.nsjoin_ioctl(fd, _NS_GET_NSTYPE))
+
+
+def namespace_owner(fd: int) -> int:
+    """A descriptor of the user namespace that owns the namespace ``fd`` (NS_GET_USERNS, Linux 4.9)."""
+    return check(lib.nsjoin_ioctl(fd, _NS_GET_USERNS))
+
+
+def namespace_parent(fd: int) -> int:
+    """A descriptor of the parent of a pid or user namespace (NS_GET_PARENT, Linux 4.9)."""
+    return check(lib.nsjoin_ioctl(fd, _NS_GET_PARENT))
+
+
+def namespace_owner_uid(fd: int) -> int:
+    """The uid that made the user namespace ``fd``, as this process sees it (NS_GET_OWNER_UID, Linux 4.11)."""
+    uid = ffi.new("uint32_t *")
+    check(lib.nsjoin_ioctl_out(fd, _NS_GET_OWNER_UID, uid))
+    return int(uid[0])
+
+
+def namespace_unique_id(fd: int) -> int | None:
+    """The number that the kernel gives to no other namespace until the next boot (NS_GET_ID, Linux 6.18), or None."""
+    number = ffi.new("uint64_t *")
+    result = lib.nsjoin_ioctl_out(fd, _NS_GET_ID, number)
+    if -result in NO_SUCH_IOCTL:
+        return None
+    check(result)
+    return int(number[0])
+
+
+def is_admin() -> bool:
+    """Whether this thread has CAP_SYS_ADMIN in its own user namespace."""
+    return bool(check(lib.nsjoin_is_admin()))
+
+
+def memfd_create(name: bytes, flags: int) -> int:
+    """memfd_create(2), Linux 3.17."""
+    return check(lib.nsjoin_memfd_create(name, flags))
+
+
+def above_stdio(fd: int) -> int:
+    """Return ``fd``, moved above 2: there it cannot stand where a child's stdin, stdout or stderr goes."""
+    if fd > 2:
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def is_regular(fd: int) -> bool:
+    """Whether ``fd`` is a regular file, as every namespace file is."""
+    return stat.S_ISREG(os.fstat(fd).st_mode)

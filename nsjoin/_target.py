@@ -1,0 +1,167 @@
+"""``Target``: one pinned process and its namespaces; and what callers may name as a target, opened."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Union
+
+from ._namespace import Namespace
+from ._nstype import NSTYPES, lookup
+from ._process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from typing_extensions import Protocol, Self, TypeAlias
+
+    class HasPid(Protocol):
+        """subprocess.Popen, psutil.Process, asyncio.subprocess.Process, multiprocessing.Process, ..."""
+
+        @property
+        def pid(self) -> Any: ...
+
+    _Path: TypeAlias = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+    #: Whose namespaces to join: a process, or namespaces.
+    TargetLike: TypeAlias = Union[int, "Target", HasPid, Namespace, _Path, Iterable[Union[Namespace, _Path]]]
+
+#: A target whose kind has been checked and of which nothing has been opened yet.
+_Checked = Union[int, "Target", tuple[Union[Namespace, str, bytes], ...]]
+
+
+class Target(Process):
+    """One process, pinned: its pid cannot come to mean another one while this is open.
+
+    A context manager that closes itself. Race-free: a pidfd (Linux 5.3), by which the kernel gives the namespaces too
+    (Linux 6.11); before that, /proc/PID held open and checked. pidfd_open(2).
+    """
+
+    __slots__ = ()
+
+    def namespace(self, nstype: str, *, for_children: bool = False) -> Namespace:
+        """Open the namespace of type ``nstype`` that the process is in, or that its next children will be in.
+
+        TargetGoneError, NamespacePermissionError, NamespaceError; ValueError if closed or for an unknown type.
+        """
+        row = lookup(nstype)
+        return Namespace(self.open_namespace(row, for_children=for_children), row)
+
+    def namespaces(self) -> dict[str, Namespace]:
+        """Open every namespace that the process is in, by type; the caller closes them."""
+        have = self.inodes(NSTYPES)
+        opened: dict[str, Namespace] = {}
+        try:
+            for row, inode in zip(NSTYPES, have):
+                if inode:
+                    opened[row.name] = self.namespace(row.name)
+        except BaseException:
+            for namespace in opened.values():
+                namespace.close()
+            raise
+        return opened
+
+
+def check_target(target: object) -> _Checked:
+    """Say what kind of target this is, without a system call; TypeError or ValueError if it is none."""
+    if isinstance(target, (Target, Namespace)):
+        if target.closed:
+            raise ValueError(f"this {type(target).__name__} is closed")
+        return target if isinstance(target, Target) else (target,)
+    if isinstance(target, int):
+        return _check_pid(target)
+    if isinstance(target, (str, bytes, os.PathLike)):
+        return (_check_path(target),)
+    if hasattr(target, "pid"):
+        return _check_pid(target.pid)
+    try:
+        members = iter(target)  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(
+            "a target is a pid, an object with one, a Target, a Namespace, the path of a namespace file, or an iterable "
+            f"of the last two, not {type(target).__name__}"
+        ) from None
+    return tuple(_check_member(member) for member in members)
+
+
+def _check_pid(pid: object) -> int:
+    if isinstance(pid, bool) or not isinstance(pid, int):
+        raise TypeError(f"a pid is an int, not {type(pid).__name__}")
+    if pid <= 0:
+        raise ValueError(f"a pid is positive, not {pid}")
+    return pid
+
+
+def _check_path(path: _Path) -> str | bytes:
+    plain = os.fspath(path)
+    if not plain:
+        raise ValueError("the path of a namespace file is not empty")
+    if (0 if isinstance(plain, bytes) else "\0") in plain:  # type: ignore[operator]
+        raise ValueError("embedded null byte")
+    return plain
+
+
+def _check_member(member: object) -> Namespace | str | bytes:
+    if isinstance(member, Namespace):
+        if member.closed:
+            raise ValueError("this Namespace is closed")
+        return member
+    if isinstance(member, (str, bytes, os.PathLike)):
+        return _check_path(member)
+    raise TypeError(
+        f"an iterable as a target has Namespaces and paths of namespace files in it, not {type(member).__name__}"
+    )
+
+
+class OpenTarget:
+    """A target with everything open: a process or namespaces, never both. Closes what it has opened itself."""
+
+    __slots__ = ("_owned", "namespaces", "process")
+
+    def __init__(self, checked: _Checked) -> None:
+        self.process: Target | None = None
+        self.namespaces: tuple[Namespace, ...] = ()
+        self._owned: list[Target | Namespace] = []
+        try:
+            if isinstance(checked, Target):
+                self.process = checked
+            elif isinstance(checked, int):
+                self.process = self._own(Target.from_pid(checked))
+            else:
+                self.namespaces = tuple(
+                    member if isinstance(member, Namespace) else self._own(Namespace.from_path(member))
+                    for member in checked
+                )
+                self._check_types()
+        except BaseException:
+            self.close()
+            raise
+
+    def _own(self, opened: Any) -> Any:
+        self._owned.append(opened)
+        return opened
+
+    def _check_types(self) -> None:
+        seen: set[str] = set()
+        for namespace in self.namespaces:
+            if namespace.nstype in seen:
+                raise ValueError(f"the target names two {namespace.nstype} namespaces")
+            seen.add(namespace.nstype)
+
+    def words(self) -> str:
+        """This target in an error message."""
+        if self.process is not None:
+            return self.process.words()
+        return ", ".join(namespace.words() for namespace in self.namespaces)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        while self._owned:
+            self._owned.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
