@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
 
 
-class _Refused(Exception):
-    """The kernel refused the move ``index`` with ``errno``."""
-
-    def __init__(self, index: int, errno: int) -> None:
-        super().__init__(index, errno)
-        self.index = index
-        self.errno = errno
-
-
-#: A struct nsjoin_stay that holds nothing.
-_EMPTY_STAY = {"saved": [-1] * 8, "root": -1, "cwd": -1}
-
-
 class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     """Context manager and decorator: this thread joins namespaces of ``target``, and is restored on exit.
 
@@ -70,25 +57,24 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             if not isinstance(self._target, tuple):
                 raise TypeError("enter a process by naming types, such as enter(pid, 'net')")
         _refuse(self._rows)
+        self._trip: CData | None = None
+        if isinstance(self._target, tuple) and all(isinstance(member, Namespace) for member in self._target):
+            self._given = self._choose(self._target)  # type: ignore[arg-type]
+            self._trip = _namespace_trip(self._given)
         self._stays: dict[int, list[CData]] = {}
 
     def __enter__(self) -> Self:
-        target = self._target
-        stay = ffi.new("struct nsjoin_stay *", _EMPTY_STAY)
+        stay = ffi.new("struct nsjoin_stay *")
         try:
-            if isinstance(target, Target):
-                self._join_process(stay, target)
-            elif isinstance(target, tuple) and all(isinstance(member, Namespace) for member in target):
-                self._join_namespaces(stay, target)  # type: ignore[arg-type]  # nothing to open or close
+            if self._trip is not None:
+                self._join_given(stay, self._trip)
+            elif isinstance(self._target, Target):
+                self._join_process(stay, self._target)
             else:
-                with OpenTarget(target) as opened:
-                    if opened.process is not None:
-                        self._join_process(stay, opened.process)
-                    else:
-                        self._join_namespaces(stay, opened.namespaces)
+                self._join_opened(stay)
             self._stays.setdefault(threading.get_ident(), []).append(stay)
         except BaseException:
-            _go_back(stay)
+            _leave(stay)
             raise
         return self
 
@@ -99,10 +85,25 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         stays = self._stays.get(thread)
         if not stays:
             raise RuntimeError("this enter was not entered in this thread, so it cannot be left here")
-        _go_back(stays[-1])  # first, then forget it: a signal handler may raise in between
-        stays.pop()
-        if not stays:
-            del self._stays[thread]
+        try:
+            _leave(stays[-1])  # first, then forget it: a signal handler may raise in between
+        finally:
+            stays.pop()
+            if not stays:
+                del self._stays[thread]
+
+    def _join_given(self, stay: CData, trip: CData) -> None:
+        for namespace in self._given:
+            namespace.fileno()  # ValueError if closed meanwhile: its number may be another file's by now
+        if lib.nsjoin_enter(stay, trip) < 0:
+            self._join_namespaces(stay, self._given)
+
+    def _join_opened(self, stay: CData) -> None:
+        with OpenTarget(self._target) as opened:
+            if opened.process is not None:
+                self._join_process(stay, opened.process)
+            else:
+                self._join_namespaces(stay, self._choose(opened.namespaces))
 
     def _join_process(self, stay: CData, process: Target) -> None:
         _refuse(self._rows)
@@ -112,34 +113,29 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
                 root = process.open_root()
                 stack.callback(os.close, root)
             if process.pidfd >= 0:
-                try:
-                    return _join(stay, self._rows, ((process.pidfd, mask(self._rows)),), root)
-                except _Refused as refused:
-                    if refused.errno not in _TRY_DESCRIPTORS:
-                        raise _process_error(refused, process, self._rows) from None
-                _go_back(stay)
+                trip = _trip(self._rows, [(process.pidfd, mask(self._rows))], root)
+                number = _enter(stay, trip, self._rows)
+                if not number:
+                    return
+                if number not in _TRY_DESCRIPTORS:
+                    raise _process_error(number, process, self._rows)
             opened = tuple(stack.enter_context(process.namespace(row.name)) for row in self._rows)
-            return self._join_namespaces(stay, opened, root)
+            self._join_namespaces(stay, opened, root)
 
     def _join_namespaces(self, stay: CData, namespaces: Sequence[Namespace], root: int = -1) -> None:
-        chosen = self._choose(namespaces)
-        rows = tuple(BY_NAME[namespace.nstype] for namespace in chosen)
+        rows = tuple(BY_NAME[namespace.nstype] for namespace in namespaces)
         _refuse(rows)
-        moves = [(namespace.fileno(), row.flag) for namespace, row in zip(chosen, rows)]
-        try:
-            _join(stay, rows, moves, root)
-        except _Refused as refused:
-            culprit = chosen[refused.index]
-            reason = _reason.of_setns(refused.errno, culprit)
-            raise error(
-                JoinError, refused.errno, "setns", nstype=culprit.nstype, target=culprit.words(), reason=reason
-            ) from None
+        number = _enter(stay, _namespace_trip(namespaces, root), rows)
+        if number:
+            culprit = namespaces[stay.failed]
+            reason = _reason.of_setns(number, culprit)
+            raise error(JoinError, number, "setns", nstype=culprit.nstype, target=culprit.words(), reason=reason)
 
     def _choose(self, namespaces: Sequence[Namespace]) -> Sequence[Namespace]:
         """Those that are asked for, in the order of the table."""
-        if len(namespaces) == 1 and (not self._rows or self._rows[0].name == namespaces[0].nstype):
-            return namespaces
         by_type = {namespace.nstype: namespace for namespace in namespaces}
+        if len(by_type) < len(namespaces):
+            raise ValueError("the target names two namespaces of one type")
         rows = self._rows or select(by_type)
         for row in rows:
             if row.name not in by_type:
@@ -170,62 +166,74 @@ def _refuse_beside_threads(row: NsType) -> None:
             )
 
 
-def _process_error(refused: _Refused, process: Target, rows: tuple[NsType, ...]) -> NamespaceError:
+def _process_error(number: int, process: Target, rows: tuple[NsType, ...]) -> NamespaceError:
     gone = process.gone_reason()
-    number = errno.ESRCH if gone else refused.errno
     nstype = "+".join(row.name for row in rows)
-    return error(JoinError, number, "setns", nstype=nstype, target=process.words(), reason=gone)
+    kernel_says = errno.ESRCH if gone else number
+    return error(JoinError, kernel_says, "setns", nstype=nstype, target=process.words(), reason=gone)
 
 
 # --- the thread's way in and out ---------------------------------------------------------------------------------------
 
 
-def _join(stay: CData, rows: tuple[NsType, ...], moves: Sequence[tuple[int, int]], root: int = -1) -> None:
-    """Save where the thread is, then make the moves, each a descriptor and CLONE_NEW* bits. Going back is the caller's.
-
-    ``root``: becomes the root once mnt is joined. _Refused, NamespaceError.
-    """
-    _save(stay, rows)
-    for index, (fd, nstypes) in enumerate(moves):
-        result = lib.nsjoin_move(stay, fd, nstypes)
-        if result < 0:
-            raise _Refused(index, -result)
-    if root >= 0:
-        os.fchdir(root)  # setns has moved to the root of the mount namespace, the target may be chrooted in it
-        os.chroot(".")
-
-
-def _save(stay: CData, rows: tuple[NsType, ...]) -> None:
-    """Open everything that the way back needs: afterwards neither /proc nor a path can be relied on."""
-    nstypes = [row.flag for row in rows]
+def _trip(rows: Sequence[NsType], moves: Sequence[tuple[int, int]], root: int = -1) -> CData:
+    """Save each of ``rows``, then make the moves: descriptor and CLONE_NEW* bits. ``root``: becomes the root with mnt."""
+    trip = ffi.new("struct nsjoin_trip *")
+    trip.n = len(rows)
+    trip.nstypes = [row.flag for row in rows]
     # of a PID namespace, setns(2) changes what children are born into, and nothing else
-    requests = [row.get_for_children or 0 if row.name == "pid" else row.get for row in rows]
-    result = lib.nsjoin_save(stay, len(rows), nstypes, requests)
-    if -result in _shim.NO_SUCH_IOCTL and stay.saved[stay.failed] < 0:
-        for index, row in enumerate(rows):
-            if stay.saved[index] < 0:
-                stay.saved[index] = _own_by_proc(row)
-        result = lib.nsjoin_save(stay, len(rows), nstypes, requests)
-    if result < 0:
-        row = rows[stay.failed]
-        reason = "its root or working directory cannot be opened for the way back" if row.name == "mnt" else None
-        raise error(NamespaceError, -result, "save", nstype=row.name, target="this thread", reason=reason)
+    trip.requests = [row.get_for_children or 0 if row.name == "pid" else row.get for row in rows]
+    trip.n_moves = len(moves)
+    trip.moves = moves
+    trip.root = root
+    return trip
 
 
-def _own_by_proc(row: NsType) -> int:
-    try:
-        return _shim.own_namespace(row, for_children=row.name == "pid")
-    except OSError as refused:
-        reason = _reason.of_missing_type(row) if refused.errno == errno.ENOENT else None
-        raise error(
-            NamespaceError, refused.errno or 0, "save", nstype=row.name, target="this thread", reason=reason
-        ) from None
+def _namespace_trip(namespaces: Sequence[Namespace], root: int = -1) -> CData:
+    rows = [BY_NAME[namespace.nstype] for namespace in namespaces]
+    return _trip(rows, [(namespace.fileno(), row.flag) for namespace, row in zip(namespaces, rows)], root)
 
 
-def _go_back(stay: CData) -> None:
+def _enter(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
+    """Return 0, or the errno of the move ``stay.failed``; raise for everything else that fails."""
+    result = lib.nsjoin_enter(stay, trip)
+    if stay.stage == lib.NSJOIN_SAVE and -result in _shim.NO_SUCH_IOCTL:
+        result = _enter_by_proc(stay, trip, rows)
+    if result == 0 or stay.stage == lib.NSJOIN_MOVE:
+        return -result
+    row = rows[min(stay.failed, len(rows) - 1)]
+    if stay.stage == lib.NSJOIN_BACK:
+        raise _restore_error(-result, row)
+    step, reason = "save", None
+    if stay.stage == lib.NSJOIN_ROOT:
+        step, reason = "chroot", "the target's root directory cannot be made the root; it needs CAP_SYS_CHROOT"
+    elif row.name == "mnt":
+        reason = "this thread's root or working directory cannot be opened for the way back"
+    raise error(NamespaceError, -result, step, nstype=row.name, target="this thread", reason=reason)
+
+
+def _enter_by_proc(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
+    """The same on kernels that do not give namespaces by pidfd (before Linux 6.11)."""
+    stay.is_given = 1
+    for index, row in enumerate(rows):
+        try:
+            stay.saved[index] = _shim.own_namespace(row, for_children=row.name == "pid")
+        except OSError as refused:
+            reason = _reason.of_missing_type(row) if refused.errno == errno.ENOENT else None
+            raise error(
+                NamespaceError, refused.errno or 0, "save", nstype=row.name, target="this thread", reason=reason
+            ) from None
+        stay.n = index + 1
+    return lib.nsjoin_enter(stay, trip)
+
+
+def _leave(stay: CData) -> None:
     """The way back, as far as the thread has gone. RestoreError names the first namespace that it cannot return to."""
-    result = lib.nsjoin_back(stay)
+    result = lib.nsjoin_leave(stay)
     if result < 0:
-        row = BY_FLAG[stay.nstypes[stay.failed]]
-        reason = "the thread is still inside, and should run nothing more than its end"
-        raise error(RestoreError, -result, "setns", nstype=row.name, target="this thread", reason=reason)
+        raise _restore_error(-result, BY_FLAG[stay.nstypes[stay.failed]])
+
+
+def _restore_error(number: int, row: NsType) -> NamespaceError:
+    reason = "the thread is still inside, and should run nothing more than its end"
+    return error(RestoreError, number, "setns", nstype=row.name, target="this thread", reason=reason)

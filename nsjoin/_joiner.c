@@ -133,12 +133,16 @@ static void *at(plan_t *plan, uint32_t offset)
     return (char *)plan + offset;
 }
 
-static char **strings(plan_t *plan, uint32_t offset)
+/* Points a list of n at the strings that begin at text; returns where the next string begins. */
+static char *point(char **list, uint32_t n, char *text)
 {
-    uintptr_t *table = at(plan, offset);
-    for (uintptr_t *entry = table; *entry; entry++)
-        *entry += (uintptr_t)plan;
-    return (char **)table;
+    for (uint32_t i = 0; i < n; i++) {
+        list[i] = text;
+        while (*text++)
+            ;
+    }
+    list[n] = 0;
+    return text;
 }
 
 /* The vfork child cleared close-on-exec so that these could come through execveat; from here on no program gets them. */
@@ -271,9 +275,10 @@ static void become(plan_t *plan)
         default_signal(plan, K_SIGPIPE);
         default_signal(plan, K_SIGXFSZ);
     }
-    char **files = strings(plan, plan->files);
-    char **argv = strings(plan, plan->argv);
-    char **envp = strings(plan, plan->envp);
+    char **files = at(plan, plan->tables);
+    char **argv = files + plan->n_files + 1;
+    char **envp = argv + plan->n_argv + 1;
+    point(envp, plan->n_envp, point(argv, plan->n_argv, point(files, plan->n_files, at(plan, plan->text))));
     long first = 0, last = -ENOENT;
     begin(plan, NSJOIN_STEP_EXEC);
     /* last of all: a signal that is pending for this process may end it here, as it may any program */

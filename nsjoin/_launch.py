@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from array import array
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _shim
@@ -72,7 +71,11 @@ class Ids(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Everything that the joiner has to know."""
+    """Everything that the joiner has to know.
+
+    ``fork``: the program is a child of the joiner, born in the PID namespace that was joined. ``at_home``: the joiner is
+    to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV.
+    """
 
     files: Sequence[bytes]
     argv: Sequence[bytes]
@@ -89,21 +92,25 @@ class Job(NamedTuple):
     restore_signals: bool = True
     new_session: bool = False
     process_group: int = -1
+    at_home: bool = False
 
 
 def environment() -> list[bytes]:
-    """environ(7) as the C library has it: what a program gets that is given none."""
-    entries: list[bytes] = []
+    """environ(7) as the C library has it: what a program gets that is given none.
+
+    Copied here, under the interpreter's lock: the launch runs without it, and another thread's putenv may free what the
+    kernel would be reading.
+    """
     pointers = lib.environ
-    while pointers[len(entries)] != ffi.NULL:
-        entries.append(ffi.string(pointers[len(entries)]))
-    return entries
+    n = 0
+    while pointers[n]:
+        n += 1
+    return list(map(ffi.string, ffi.unpack(pointers, n)))
 
 
 # --- the plan as bytes -------------------------------------------------------------------------------------------------
 
 _HEAD_SIZE = ffi.sizeof("struct nsjoin_plan")
-_POINTER = "Q" if ffi.sizeof("void *") == 8 else "I"
 _POINTER_SIZE = ffi.sizeof("void *")
 
 
@@ -135,40 +142,19 @@ def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> b
     ``private`` are the descriptors that come along and that no program gets, ``needed`` those of them that the joiner
     uses after it has closed the rest.
     """
-    lists = (job.files, job.argv, job.env)
-    strings = [string for strings in lists for string in strings]
+    strings = [*job.files, *job.argv, *job.env]
     if job.cwd is not None:
         strings.append(job.cwd)
     text = b"\0".join(strings) + b"\0"
-    if text.count(b"\0") != max(len(strings), 1):
+    if text.count(b"\0") != len(strings):
         raise ValueError("embedded null byte")
 
     joins = array("i", [number for step in job.joins for number in step])
     keep = array("i", sorted({fd for fd in (*job.pass_fds, *needed) if fd > 2}))
     lent = array("i", private)
     groups = array("I", job.ids.groups or ())
-    numbers = (joins, keep, lent, groups)
-
-    offset = _HEAD_SIZE
-    table_offsets = []
-    for strings_of_one in lists:
-        table_offsets.append(offset)
-        offset += (len(strings_of_one) + 1) * _POINTER_SIZE
-    number_offsets = []
-    for row in numbers:
-        number_offsets.append(offset)
-        offset += len(row) * row.itemsize
-    places = list(accumulate((len(string) + 1 for string in strings), initial=offset))
-
-    table = array(_POINTER)
-    start = 0
-    for strings_of_one in lists:
-        table.extend(places[start : start + len(strings_of_one)])
-        table.append(0)
-        start += len(strings_of_one)
 
     head: Any = ffi.new("struct nsjoin_plan *")
-    head.size = offset + len(text)
     head.flags = _flags(job)
     head.stdio = job.stdio
     head.root = job.root
@@ -176,11 +162,21 @@ def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> b
     head.umask = max(job.umask, 0)
     head.uid = job.ids.uid or 0
     head.gid = job.ids.gid or 0
-    head.files, head.argv, head.envp = table_offsets
-    head.joins, head.keep, head.lent, head.groups = number_offsets
     head.n_joins, head.n_keep, head.n_lent, head.n_groups = len(job.joins), len(keep), len(lent), len(groups)
-    head.cwd = 0 if job.cwd is None else places[-2]
-    return b"".join((ffi.buffer(head), table, *numbers, text))
+    head.n_files, head.n_argv, head.n_envp = len(job.files), len(job.argv), len(job.env)
+
+    head.tables = _HEAD_SIZE
+    room = (len(job.files) + len(job.argv) + len(job.env) + 3) * _POINTER_SIZE
+    offset = _HEAD_SIZE + room
+    head.joins, offset = offset, offset + 4 * len(joins)
+    head.keep, offset = offset, offset + 4 * len(keep)
+    head.lent, offset = offset, offset + 4 * len(lent)
+    head.groups, offset = offset, offset + 4 * len(groups)
+    head.text = offset
+    head.size = offset + len(text)
+    if job.cwd is not None:
+        head.cwd = head.size - len(job.cwd) - 1
+    return b"".join((ffi.buffer(head), bytes(room), joins, keep, lent, groups, text))
 
 
 # --- the image ---------------------------------------------------------------------------------------------------------
@@ -338,7 +334,7 @@ def _run(job: Job, work: Any, image: int, deadline: float | None) -> int:
     _write_all(work.plan, pack(job, private, needed))
     lent = [work.plan, *private, *sources, *job.pass_fds]
     try:
-        _shim.check(lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent)))
+        _shim.check(lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home))
         lib.nsjoin_close_barrier(work)
         _wait_for_exec(work.barrier[0], deadline)
     except BaseException:

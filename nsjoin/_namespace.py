@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _shim
@@ -218,7 +219,5 @@ class Namespace:
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            import warnings
-
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()

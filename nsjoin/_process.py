@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import select
+import warnings
 from typing import TYPE_CHECKING
 
 from . import _shim
@@ -211,8 +212,6 @@ class Process:
 
     def __del__(self) -> None:
         if not self.closed:
-            import warnings
-
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -145,43 +145,79 @@ static void close_one(int32_t *fd)
     *fd = -1;
 }
 
-static int save_one(struct nsjoin_stay *stay, int i, uint32_t nstype, uint32_t request)
+static int open_place(const char *path)
 {
-    stay->nstypes[i] = nstype;
-    if (stay->saved[i] < 0) {
-        stay->saved[i] = nsjoin_own(request);
-        if (stay->saved[i] < 0)
-            return stay->saved[i];
-    }
-    if (nstype != CLONE_NEWNS)
-        return 0;
-    stay->root = result(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
-    stay->cwd = result(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (stay->root < 0 || stay->cwd < 0)
-        return stay->root < 0 ? stay->root : stay->cwd;
-    /* Threads share root and working directory, and setns moves those of all of them: with a pidfd it does so, with a
-     * namespace's descriptor it says EINVAL. */
-    return nsjoin_unshare(CLONE_FS);
+    return result(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
-int nsjoin_save(struct nsjoin_stay *stay, int n, const uint32_t *nstypes, const uint32_t *requests)
+/* Opens all that the way back needs: after the moves neither /proc nor a path can be relied on. */
+static int save(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
 {
-    for (int i = 0; i < n; i++) {
-        int error = save_one(stay, i, nstypes[i], requests[i]);
-        stay->n = i + 1;
-        if (error < 0) {
-            stay->failed = i;
-            return error;
+    for (int i = 0; i < trip->n; i++) {
+        stay->failed = i;
+        stay->nstypes[i] = trip->nstypes[i];
+        if (!stay->is_given) {
+            stay->saved[i] = nsjoin_own(trip->requests[i]);
+            if (stay->saved[i] < 0)
+                return stay->saved[i];
+            stay->n = i + 1;
         }
+        if (trip->nstypes[i] != CLONE_NEWNS)
+            continue;
+        stay->root = open_place("/");
+        stay->cwd = open_place(".");
+        if (stay->root < 0 || stay->cwd < 0)
+            return stay->root < 0 ? stay->root : stay->cwd;
+        /* Threads share root and working directory, and setns moves those of all of them: with a pidfd it does so, with
+         * a namespace's descriptor it says EINVAL. */
+        int error = nsjoin_unshare(CLONE_FS);
+        if (error < 0)
+            return error;
     }
     return 0;
 }
 
-int nsjoin_move(struct nsjoin_stay *stay, int fd, uint32_t nstypes)
+static int move(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
 {
-    int error = nsjoin_setns(fd, (int)nstypes);
-    if (error == 0)
-        stay->joined |= nstypes;
+    for (int i = 0; i < trip->n_moves; i++) {
+        int error = nsjoin_setns(trip->moves[i].fd, (int)trip->moves[i].nstypes);
+        stay->failed = i;
+        if (error < 0)
+            return error;
+        stay->joined |= trip->moves[i].nstypes;
+    }
+    return 0;
+}
+
+static int change_root(int root)
+{
+    int error = result(fchdir(root));
+    return error < 0 ? error : result(chroot("."));
+}
+
+int nsjoin_enter(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
+{
+    stay->root = stay->cwd = -1;
+    stay->stage = NSJOIN_SAVE;
+    int error = save(stay, trip);
+    if (error == 0) {
+        stay->stage = NSJOIN_MOVE;
+        error = move(stay, trip);
+    }
+    /* setns has moved to the root of the mount namespace; the target may be chrooted in it */
+    if (error == 0 && trip->root >= 0) {
+        stay->stage = NSJOIN_ROOT;
+        error = change_root(trip->root);
+    }
+    if (error < 0) {
+        int failed = stay->failed;
+        int way_back = nsjoin_leave(stay);
+        if (way_back < 0) {
+            stay->stage = NSJOIN_BACK;
+            return way_back;
+        }
+        stay->failed = failed;
+    }
     return error;
 }
 
@@ -191,15 +227,11 @@ static int back_to_mount(struct nsjoin_stay *stay, int fd)
     if (error == -EINVAL && nsjoin_unshare(CLONE_FS) == 0) /* a thread that was born inside shares its root with us */
         error = nsjoin_setns(fd, CLONE_NEWNS);
     if (error == 0) /* that was to the root of the mount namespace, we may come from a chroot in it */
-        error = result(fchdir(stay->root));
-    if (error == 0)
-        error = result(chroot("."));
-    if (error == 0)
-        error = result(fchdir(stay->cwd));
-    return error;
+        error = change_root(stay->root);
+    return error < 0 ? error : result(fchdir(stay->cwd));
 }
 
-int nsjoin_back(struct nsjoin_stay *stay)
+int nsjoin_leave(struct nsjoin_stay *stay)
 {
     int first = 0;
     for (int i = stay->n - 1; i >= 0; i--) {
@@ -213,8 +245,10 @@ int nsjoin_back(struct nsjoin_stay *stay)
         }
         close_one(&stay->saved[i]);
     }
-    close_one(&stay->root);
-    close_one(&stay->cwd);
+    if (stay->root >= 0 || stay->cwd >= 0) {
+        close_one(&stay->root);
+        close_one(&stay->cwd);
+    }
     stay->n = 0;
     stay->joined = 0;
     return first;
@@ -254,20 +288,36 @@ const unsigned char *nsjoin_image(void)
     return joiner_image;
 }
 
-/* Runs in the caller's memory (vfork): system calls only, and nothing of the caller may be changed. The descriptor table
- * is this process's own. All signals are blocked; the caller's handlers end with execveat. */
-__attribute__((noinline, noreturn))
-static void become_joiner(int image, int plan, char *const argv[], const int32_t *lent, int n_lent)
+struct launch {
+    struct nsjoin_work *work;
+    int image;
+    char *const *argv;
+    const int32_t *lent;
+    int n_lent;
+    int at_home;
+};
+
+/* Runs in the caller's memory, on a stack of its own (CLONE_VM | CLONE_VFORK): system calls only, and nothing of the
+ * caller may be changed. The descriptor table is this process's own. All signals are blocked; the caller's handlers end
+ * with execveat. */
+static int become_joiner(void *argument)
 {
     static char *const no_environment[] = {NULL};
+    const struct launch *launch = argument;
     int32_t report[3] = {NSJOIN_STEP_LAUNCH, 0, 0}; /* step, index, error */
-    for (; report[1] < n_lent; report[1]++)
-        if (fcntl(lent[report[1]], F_SETFD, 0) != 0)
-            break;
-    if (report[1] == n_lent)
-        syscall(SYS_execveat, image, "", argv, no_environment, K_AT_EMPTY_PATH);
-    report[2] = errno;
-    if (pwrite(plan, report, sizeof report, offsetof(struct nsjoin_plan, step)) < 0)
+    /* The kernel has written how the caller sees us. If that is not how we do, setns(CLONE_NEWPID) came before: we could
+     * join only descendants of that namespace, and the pid of our child would be written as seen from it. */
+    if (launch->at_home && syscall(SYS_getpid) != launch->work->joiner) {
+        report[2] = EXDEV;
+    } else {
+        for (; report[1] < launch->n_lent; report[1]++)
+            if (fcntl(launch->lent[report[1]], F_SETFD, 0) != 0)
+                break;
+        if (report[1] == launch->n_lent)
+            syscall(SYS_execveat, launch->image, "", launch->argv, no_environment, K_AT_EMPTY_PATH);
+        report[2] = errno;
+    }
+    if (pwrite(launch->work->plan, report, sizeof report, offsetof(struct nsjoin_plan, step)) < 0)
         _exit(126);
     _exit(127);
 }
@@ -298,25 +348,32 @@ int nsjoin_prepare(struct nsjoin_work *work)
     return error;
 }
 
-int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent)
+static int start(struct launch *launch)
+{
+    _Alignas(64) char stack[16384]; /* ours is suspended until the child has exec'd, so it may use a part of it */
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD;
+    int pid = clone(become_joiner, stack + sizeof stack, flags, launch, &launch->work->joiner);
+    if (pid < 0 && errno == EINVAL) {
+        /* Before Linux 6.2, where time_for_children differs, memory cannot be shared; nor is our pid in the copy. */
+        launch->at_home = 0;
+        pid = clone(become_joiner, stack + sizeof stack, flags & ~CLONE_VM, launch, &launch->work->joiner);
+    }
+    return result(pid);
+}
+
+int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent, int at_home)
 {
     static const uint64_t all = ~(uint64_t)0; /* libc's internal signals too, which sigprocmask(3) leaves out */
     char *const argv[] = {(char[]){"nsjoin"}, (char *)(uintptr_t)plan_number, NULL};
+    struct launch launch = {work, image, argv, lent, n_lent, at_home};
     uint64_t mask;
     int error = result(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, K_SIGSET_SIZE));
     if (error < 0)
         return error;
-    pid_t pid = -1;
-    if (pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)) == (ssize_t)sizeof mask) {
-        pid = vfork();
-        if (pid < 0 && errno == EINVAL) /* before Linux 6.2, where time_for_children differs: no shared memory */
-            pid = fork();
-        if (pid == 0)
-            become_joiner(image, work->plan, argv, lent, n_lent);
-    }
-    error = result(pid);
-    if (pid > 0)
-        work->joiner = pid;
+    if (pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)) == (ssize_t)sizeof mask)
+        error = start(&launch);
+    else
+        error = -EIO;
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, K_SIGSET_SIZE);
     return error;
 }

@@ -47,8 +47,7 @@ struct nsjoin_join {
     uint32_t how;               /* enum nsjoin_how */
 };
 
-/* Head of the plan's file; everything that its offsets name lies behind it in the same file. An offset of 0 is "none".
- * A list of strings is a table of pointer-sized offsets that ends with 0; the joiner turns them into pointers. */
+/* Head of the plan's file; everything that its offsets name lies behind it in the same file. An offset of 0 is "none". */
 struct nsjoin_plan {
     /* the report: the kernel writes pid (CLONE_PARENT_SETTID), the joiner and its child the rest */
     int32_t pid;
@@ -70,8 +69,9 @@ struct nsjoin_plan {
     uint32_t groups, n_groups;  /* uint32_t[] */
     uint32_t joins, n_joins;    /* struct nsjoin_join[] */
     uint32_t cwd;               /* a string */
-    uint32_t files;             /* a list of strings: the programs to try */
-    uint32_t argv, envp;        /* lists of strings */
+    uint32_t text;              /* files to try, argv, envp: each string ended by a NUL, one behind the other */
+    uint32_t n_files, n_argv, n_envp;
+    uint32_t tables;            /* room for the joiner's pointers to them: three lists, each ended by NULL */
 };
 
 /* Each returns what the system call returns, or -errno. */
@@ -86,21 +86,33 @@ int nsjoin_memfd_create(const char *name, unsigned int flags);
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */
 int nsjoin_own(unsigned long request);
 
+/* Where a thread is to go: what to save first, the moves, the root that it gets with mnt. */
+struct nsjoin_trip {
+    int32_t n;
+    uint32_t nstypes[8];        /* CLONE_NEW* */
+    uint32_t requests[8];       /* PIDFD_GET_* for what is saved of each */
+    int32_t n_moves;
+    struct { int32_t fd; uint32_t nstypes; } moves[8];
+    int32_t root;               /* an O_PATH descriptor, -1: none */
+};
+
+enum nsjoin_stage { NSJOIN_SAVE = 1, NSJOIN_MOVE, NSJOIN_ROOT, NSJOIN_BACK };
+
 /* A thread's stay in other namespaces: what it needs for the way back. Filled and emptied by C, so that no exception
  * between a call and an assignment can lose a descriptor or leave the thread inside. */
 struct nsjoin_stay {
-    int32_t n;
-    uint32_t nstypes[8];        /* CLONE_NEW* of each saved namespace */
-    int32_t saved[8];           /* a descriptor of it, -1: none */
+    int32_t is_given;           /* the caller has put descriptors into saved, which the kernel cannot open by pidfd */
+    int32_t n;                  /* how many are saved; 0: this stay is over, or has not begun */
+    uint32_t nstypes[8];
+    int32_t saved[8];
     uint32_t joined;            /* CLONE_NEW* bits of what the thread has left */
-    int32_t root, cwd;          /* O_PATH descriptors, with mnt; -1: none */
-    int32_t failed;             /* index of the namespace that could not be saved, or gone back to */
+    int32_t root, cwd;          /* O_PATH descriptors, with mnt */
+    int32_t stage, failed;      /* what failed, and its index in the trip */
 };
-/* Saves one namespace each; a request of 0, or one that the kernel lacks: the caller has put a descriptor there. */
-int nsjoin_save(struct nsjoin_stay *stay, int n, const uint32_t *nstypes, const uint32_t *requests);
-int nsjoin_move(struct nsjoin_stay *stay, int fd, uint32_t nstypes);
+/* All moves, or none. If the way back fails as well, stage is NSJOIN_BACK. */
+int nsjoin_enter(struct nsjoin_stay *stay, const struct nsjoin_trip *trip);
 /* Goes back to all that was left, in reverse, and closes everything, also when one fails: then -errno of the first. */
-int nsjoin_back(struct nsjoin_stay *stay);
+int nsjoin_leave(struct nsjoin_stay *stay);
 /* Whether this thread has CAP_SYS_ADMIN in its user namespace. */
 int nsjoin_is_admin(void);
 /* Inode numbers of the namespaces that the pidfd's process (-1: this thread) is in; 0 where it has none. */
@@ -117,8 +129,8 @@ struct nsjoin_work {
 };
 int nsjoin_prepare(struct nsjoin_work *work);
 /* Starts the image with the plan in a new process. What went wrong there stands in the report. The lent descriptors go
- * along although they are close-on-exec. */
-int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent);
+ * along although they are close-on-exec. at_home: EXDEV unless the process is born in the caller's PID namespace. */
+int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent, int at_home);
 void nsjoin_close_barrier(struct nsjoin_work *work);
 void nsjoin_finish(struct nsjoin_work *work);
 /* environ(7), to be read under the interpreter's lock */

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _identity, _ownership, _plan, _reason, _shim
@@ -19,7 +19,7 @@ from ._target import OpenTarget, check_target
 from .exceptions import JoinError, NamespaceError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ._nstype import NsType
     from ._target import Target, TargetLike
@@ -142,6 +142,7 @@ class _Start:
         return [by_type[row.name] for row in rows if by_type[row.name].id.ino != own[row]]
 
     def _differing(self, process: Target) -> tuple[NsType, ...]:
+        """The types to join: those in which the process is elsewhere than this thread."""
         rows = NSTYPES if self.asked is None else self.asked
         theirs = process.inodes(rows)
         if self.asked is not None and 0 in theirs:
@@ -159,21 +160,20 @@ class _Start:
             root = self.target.process.open_root()
             stack.callback(os.close, root)
         ids = _identity.inside(self.job.ids, self.target.process) if "user" in names else self.job.ids
-        self.job = self.job._replace(fork=self.fork and "pid" in names, root=root, ids=ids)
-        if "pid" in names:
-            stack.enter_context(_Home())
+        joins_pid = "pid" in names
+        self.job = self.job._replace(fork=self.fork and joins_pid, at_home=joins_pid, root=root, ids=ids)
 
     def _by_pidfd(self, process: Target, deadline: float | None) -> int:
         steps = [_plan.Step(process.pidfd, mask(self.rows))] if self.rows else []
         self.labels = ["+".join(row.name for row in self.rows)]
-        return launch(self.job._replace(joins=steps), deadline)
+        return _launch(self.job._replace(joins=steps), deadline)
 
     def _by_descriptors(self, namespaces: Sequence[Namespace], deadline: float | None, stack: ExitStack) -> int:
         steps = _plan.order(_ownership.wanted(namespaces, stack), _ownership.caller()) if namespaces else []
         flags = {row.flag: row.name for row in NSTYPES}
         self.labels = [flags[step.nstypes] for step in steps]
         try:
-            return launch(self.job._replace(joins=steps), deadline)
+            return _launch(self.job._replace(joins=steps), deadline)
         except Failed as failed:
             if failed.at != At.JOIN:
                 raise
@@ -209,40 +209,26 @@ class _Start:
         return error(JoinError, number, step, nstype=nstype, target=self.target.words(), reason=reason)
 
 
-class _Home:
-    """Holds this thread's pid_for_children at its own PID namespace.
+def _launch(job: Job, deadline: float | None) -> int:
+    try:
+        return launch(job, deadline)
+    except Failed as failed:
+        if failed.at != At.LAUNCH or failed.errno != errno.EXDEV:
+            raise
+    with _home():
+        return launch(job, deadline)
 
-    Inside ``enter(pid, "pid")`` the joiner would be born in another one: from there the kernel lets it join only
-    descendants of that, and the pid of its child would be written as seen from there.
-    """
 
-    def __init__(self) -> None:
-        self._away = -1
-
-    def __enter__(self) -> None:
-        row = BY_NAME["pid"]
-        own = _shim.own_namespace(row)
+@contextmanager
+def _home() -> Iterator[None]:
+    """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
+    flag = BY_NAME["pid"].flag
+    with Namespace.current("pid") as own, Namespace.current("pid", for_children=True) as away:
+        _shim.setns(own.fileno(), flag)
         try:
-            try:
-                away = _shim.own_namespace(row, for_children=True)
-            except FileNotFoundError:
-                return  # /proc shows none before the first child: it cannot be left either
-            try:
-                if os.fstat(own).st_ino != os.fstat(away).st_ino:
-                    _shim.setns(own, row.flag)
-                    self._away, away = away, -1
-            finally:
-                if away >= 0:
-                    os.close(away)
+            yield
         finally:
-            os.close(own)
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._away >= 0:
-            try:
-                _shim.setns(self._away, BY_NAME["pid"].flag)
-            finally:
-                os.close(self._away)
+            _shim.setns(away.fileno(), flag)
 
 
 # --- the public names --------------------------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""Real targets for the tests, and the guard that proves after each test that nothing was left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nsjoin import _launch, _nstype, _shim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+IS_ROOT = os.geteuid() == 0
+#: unshare(1)'s option for each type
+OPTIONS = {
+    "mnt": "--mount",
+    "uts": "--uts",
+    "ipc": "--ipc",
+    "net": "--net",
+    "pid": "--pid",
+    "user": "--map-root-user",
+    "cgroup": "--cgroup",
+    "time": "--time",
+}
+
+
+class Running:
+    """A process in new namespaces: ``pid`` is the process inside; ``end`` kills it and waits for all."""
+
+    def __init__(self, nstypes: tuple[str, ...], program: str = "exec sleep infinity") -> None:
+        if not IS_ROOT and "user" not in nstypes:
+            nstypes = (*nstypes, "user")
+        self.nstypes = nstypes
+        options = [OPTIONS[nstype] for nstype in nstypes]
+        if "pid" in nstypes and "mnt" in nstypes:
+            options.append("--mount-proc")
+        self.process = subprocess.Popen(
+            ["unshare", "--fork", *options, "sh", "-c", f"echo ready; {program}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        if self.process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"unshare {' '.join(options)}: {self.process.stderr.read()}")
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as children:
+            self.pid = int(children.read().split()[0])
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    """``start("net", "mnt")`` gives a ``Running`` in new namespaces of these types, which ends with the test.
+
+    An ordinary user's gets a user namespace as well. ``program=`` is what its shell runs once it is inside.
+    """
+    running: list[Running] = []
+
+    def start_one(*nstypes: str, program: str = "exec sleep infinity") -> Running:
+        running.append(Running(nstypes, program))
+        return running[-1]
+
+    yield start_one
+    for one in running:
+        one.end()
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Running]:
+    """One target for the tests of a module that leave it as it is: every type but time, as root without user."""
+    running = Running(("mnt", "uts", "ipc", "net", "pid", "cgroup"))
+    yield running
+    running.end()
+
+
+requires_root = pytest.mark.skipif(not IS_ROOT, reason="joining without a user namespace is for root")
+
+
+def requires_program(name: str) -> pytest.MarkDecorator:
+    """Skip, and say so, where a tool of the system is not installed (``.ci/run`` installs them all)."""
+    return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_up() -> None:
+    """What is kept for the process's lifetime is made now: the sealed joiner, and this thread's own pidfd."""
+    _launch._image.open()
+    _shim.inodes(-1, [_nstype.BY_NAME["uts"].get])
+
+
+def _state() -> dict[str, object]:
+    """Everything about this process that a test must not change."""
+    descriptors = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the directory's own descriptor
+            descriptors[name] = os.readlink(f"/proc/self/fd/{name}")
+    children = ""
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/children") as file:
+            children += file.read()
+    with open("/proc/self/status") as file:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    return {
+        "descriptors": descriptors,
+        "children": sorted(children.split()),
+        "namespaces": {name: os.readlink(f"/proc/thread-self/ns/{name}") for name in os.listdir("/proc/thread-self/ns")},
+        "cwd": os.getcwd(),
+        "root": os.readlink("/proc/thread-self/root"),
+        "blocked signals": status["SigBlk"],
+        "capabilities": status["CapEff"],
+        "dumpable": os.stat("/proc/self/maps").st_uid == os.geteuid(),
+        "threads": status["Threads"],
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compare descriptors, children, namespaces, cwd, root, signals and dumpable flag before and after each test.
+
+    Targets of the module and of the test are started before and after it, so they are told apart by setup order.
+    """
+    if "target" in request.fixturenames:
+        request.getfixturevalue("target")
+    before = _state()
+    yield
+    after = _state()
+    for what, value in before.items():
+        assert after[what] == value, f"{what} changed"
