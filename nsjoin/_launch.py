@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import signal
+import struct
 import tempfile
 import threading
 import time
@@ -70,29 +71,71 @@ class Ids(NamedTuple):
     try_gid: bool = False
 
 
-class Job(NamedTuple):
+_UNCHANGED = Ids()
+
+
+class Job:
     """Everything that the joiner has to know.
 
     ``fork``: the program is a child of the joiner, born in the PID namespace that was joined. ``at_home``: the joiner is
     to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV.
     """
 
-    files: Sequence[bytes]
-    argv: Sequence[bytes]
-    env: Sequence[bytes]
-    stdio: tuple[int, int, int] = (-1, -1, -1)
-    close_fds: bool = True
-    pass_fds: Sequence[int] = ()
-    joins: Sequence[Step] = ()
-    fork: bool = False
-    root: int = -1
-    cwd: bytes | None = None
-    umask: int = -1
-    ids: Ids = Ids()
-    restore_signals: bool = True
-    new_session: bool = False
-    process_group: int = -1
-    at_home: bool = False
+    __slots__ = (
+        "argv",
+        "at_home",
+        "close_fds",
+        "cwd",
+        "env",
+        "files",
+        "fork",
+        "ids",
+        "joins",
+        "new_session",
+        "pass_fds",
+        "process_group",
+        "restore_signals",
+        "root",
+        "stdio",
+        "umask",
+    )
+
+    def __init__(
+        self,
+        files: Sequence[bytes],
+        argv: Sequence[bytes],
+        env: Sequence[bytes],
+        *,
+        stdio: tuple[int, int, int] = (-1, -1, -1),
+        close_fds: bool = True,
+        pass_fds: Sequence[int] = (),
+        joins: Sequence[Step] = (),
+        fork: bool = False,
+        at_home: bool = False,
+        root: int = -1,
+        cwd: bytes | None = None,
+        umask: int = -1,
+        ids: Ids = _UNCHANGED,
+        restore_signals: bool = True,
+        new_session: bool = False,
+        process_group: int = -1,
+    ) -> None:
+        self.files = files
+        self.argv = argv
+        self.env = env
+        self.stdio = stdio
+        self.close_fds = close_fds
+        self.pass_fds = pass_fds
+        self.joins = joins
+        self.fork = fork
+        self.at_home = at_home
+        self.root = root
+        self.cwd = cwd
+        self.umask = umask
+        self.ids = ids
+        self.restore_signals = restore_signals
+        self.new_session = new_session
+        self.process_group = process_group
 
 
 def environment() -> list[bytes]:
@@ -110,30 +153,29 @@ def environment() -> list[bytes]:
 
 # --- the plan as bytes -------------------------------------------------------------------------------------------------
 
+_REPORT = struct.Struct("4i")  # the head of struct nsjoin_plan: pid, step, index, error
 _HEAD_SIZE = ffi.sizeof("struct nsjoin_plan")
 _POINTER_SIZE = ffi.sizeof("void *")
 
 
 def _flags(job: Job) -> int:
     ids = job.ids
-    flags = 0
-    for condition, flag in (
-        (job.fork, lib.NSJOIN_FORK),
-        (job.close_fds, lib.NSJOIN_CLOSE_FDS),
-        (job.restore_signals, lib.NSJOIN_RESTORE_SIGNALS),
-        (job.new_session, lib.NSJOIN_SETSID),
-        (job.process_group >= 0, lib.NSJOIN_SETPGID),
-        (ids.uid is not None, lib.NSJOIN_SETUID),
-        (ids.gid is not None, lib.NSJOIN_SETGID),
-        (ids.groups is not None, lib.NSJOIN_SETGROUPS),
-        (ids.drop_groups, lib.NSJOIN_DROP_GROUPS),
-        (ids.try_uid, lib.NSJOIN_TRY_UID),
-        (ids.try_gid, lib.NSJOIN_TRY_GID),
-        (job.umask >= 0, lib.NSJOIN_UMASK),
-    ):
-        if condition:
-            flags |= flag
-    return flags
+    return sum(
+        (
+            job.fork and lib.NSJOIN_FORK,
+            job.close_fds and lib.NSJOIN_CLOSE_FDS,
+            job.restore_signals and lib.NSJOIN_RESTORE_SIGNALS,
+            job.new_session and lib.NSJOIN_SETSID,
+            job.process_group >= 0 and lib.NSJOIN_SETPGID,
+            ids.uid is not None and lib.NSJOIN_SETUID,
+            ids.gid is not None and lib.NSJOIN_SETGID,
+            ids.groups is not None and lib.NSJOIN_SETGROUPS,
+            ids.drop_groups and lib.NSJOIN_DROP_GROUPS,
+            ids.try_uid and lib.NSJOIN_TRY_UID,
+            ids.try_gid and lib.NSJOIN_TRY_GID,
+            job.umask >= 0 and lib.NSJOIN_UMASK,
+        )
+    )
 
 
 def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> bytes:
@@ -326,11 +368,12 @@ def launch(job: Job, deadline: float | None = None) -> int:
 
 
 def _run(job: Job, work: Any, image: int, deadline: float | None) -> int:
-    needed = {work.barrier[1], *(step.fd for step in job.joins)}
+    needed = {work.barrier[1]}
+    needed.update([step.fd for step in job.joins])
     if job.root >= 0:
         needed.add(job.root)
-    sources = {fd for fd in job.stdio if fd >= 0}
-    private = needed | {fd for fd in sources if fd not in job.pass_fds and _ends_at_exec(fd, job.close_fds)}
+    sources = [fd for fd in job.stdio if fd >= 0]
+    private = needed.union([fd for fd in sources if fd not in job.pass_fds and _ends_at_exec(fd, job.close_fds)])
     _write_all(work.plan, pack(job, private, needed))
     lent = [work.plan, *private, *sources, *job.pass_fds]
     try:
@@ -370,8 +413,8 @@ def _wait_for_exec(barrier: int, deadline: float | None) -> None:
 
 
 def _report(work: Any) -> tuple[int, At, int, int]:
-    report = array("i", os.pread(work.plan, 16, 0))
-    return report[0], At(report[1]), report[2], report[3]
+    pid, at, index, number = _REPORT.unpack(os.pread(work.plan, _REPORT.size, 0))
+    return pid, At(at), index, number
 
 
 def _settle(job: Job, work: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ def select(nstypes: Iterable[str]) -> tuple[NsType, ...]:
     """Return the rows of ``nstypes``, each once, in the table's order."""
     if isinstance(nstypes, (str, bytes)):
         raise TypeError(f"namespaces is an iterable of types, such as ({nstypes!r},), not a {type(nstypes).__name__}")
+    return _select(tuple(nstypes))
+
+
+@lru_cache(maxsize=64)
+def _select(nstypes: tuple[str, ...]) -> tuple[NsType, ...]:
     wanted = {lookup(nstype) for nstype in nstypes}
     return tuple(row for row in NSTYPES if row in wanted)
 

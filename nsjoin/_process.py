@@ -53,7 +53,9 @@ class Process:
                 pidfd = _shim.pidfd_open(pid, _shim.PIDFD_THREAD)
         except OSError as refused:
             if refused.errno in _NO_PIDFD:
-                return cls(pid, -1, _open_proc(pid))
+                process = cls(pid, -1, _open_proc(pid))
+                _check_proc(pid)
+                return process
             raise error(
                 NamespaceError, refused.errno or 0, "pidfd_open", target=f"process {pid}", reason=_pidfd_reason(refused)
             ) from None
@@ -122,13 +124,19 @@ class Process:
         """Return a descriptor of this process's /proc directory, which stays ours. TargetGoneError, NamespaceError."""
         self._check_open()
         if self._proc < 0:
-            proc = _open_proc(self._pid)
-            # While the pidfd's process exists nobody else has its pid, so what was opened meanwhile is its directory.
-            if not self._exists():
-                os.close(proc)
-                raise self._gone("open")
-            self._proc = proc
+            self._proc = self._checked(_open_proc(self._pid))
         return self._proc
+
+    def _checked(self, opened: int) -> int:
+        """``opened``, a file of /proc/PID: while the pidfd's process exists nobody else has had its pid."""
+        try:
+            _check_proc(self._pid)
+            if not self._exists():
+                raise self._gone("open")
+        except BaseException:
+            os.close(opened)
+            raise
+        return opened
 
     def open_namespace(self, row: NsType, *, for_children: bool = False) -> int:
         """Return a new descriptor of a namespace of this process: by pidfd (Linux 6.11), else through /proc."""
@@ -173,7 +181,9 @@ class Process:
     def open_root(self) -> int:
         """Return an O_PATH descriptor of this process's root directory."""
         try:
-            return os.open("root", os.O_PATH | os.O_CLOEXEC, dir_fd=self.proc())
+            if self._pidfd < 0 or self._proc >= 0:
+                return os.open("root", os.O_PATH | os.O_CLOEXEC, dir_fd=self.proc())
+            return self._checked(os.open(f"/proc/{self._pid}/root", os.O_PATH | os.O_CLOEXEC))
         except NamespaceError:
             raise
         except OSError as refused:
@@ -244,7 +254,9 @@ class Process:
                 "CAP_SYS_PTRACE in its user namespace (ptrace(2), PTRACE_MODE_READ)"
             )
         if refused.errno == errno.ENOENT and row is not None:
-            return f"this kernel has no {row.name} namespaces (they need Linux {row.since}), or /proc does not show them"
+            return (
+                f"this kernel has no {row.name} namespaces (they need Linux {row.since}), or /proc does not show them"
+            )
         return None
 
 
@@ -285,8 +297,11 @@ def _open_proc(pid: int) -> int:
             target=f"process {pid}",
             reason=_hidden_reason(pid),
         ) from None
+    return fd
+
+
+def _check_proc(pid: int) -> None:
     if os.readlink("/proc/self") != str(os.getpid()):
-        os.close(fd)
         raise error(
             NamespaceError,
             errno.EXDEV,
@@ -294,7 +309,6 @@ def _open_proc(pid: int) -> int:
             target=f"process {pid}",
             reason="the /proc that is mounted here belongs to another PID namespace, its pids are others",
         )
-    return fd
 
 
 def _pid_is_free(pid: int) -> bool:

@@ -84,4 +84,3 @@ _OF_EINVAL: dict[str, Callable[[Namespace], str | None]] = {
     "pid": _no_descendant,
     "mnt": _shared_root,
 }
-

@@ -1,28 +1,22 @@
-"""``Popen``, ``spawn_in`` and ``run_in``: subprocess, inside. A job for the joiner is made here, and errors are told."""
+"""``Popen``, ``spawn_in`` and ``run_in``: subprocess, inside."""
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _identity, _ownership, _plan, _reason, _shim
-from ._launch import At, Expired, Failed, Ids, Job, environment, launch
-from ._namespace import Namespace
-from ._nstype import BY_NAME, NSTYPES, mask, select
-from ._process import own_inodes
-from ._target import OpenTarget, check_target
-from .exceptions import JoinError, NamespaceError, error
+from ._launch import Expired, Ids, Job, environment
+from ._nstype import select
+from ._start import start
+from ._target import check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-    from ._nstype import NsType
-    from ._target import Target, TargetLike
+    from ._target import TargetLike
 
 # --- what subprocess.Popen hands over ----------------------------------------------------------------------------------
 
@@ -94,143 +88,6 @@ def _env_list(env: Mapping[Any, Any] | None) -> list[bytes]:
     return entries
 
 
-# --- what to join ------------------------------------------------------------------------------------------------------
-
-#: Answers of setns(2) with a pidfd after which descriptors may still do: an old kernel (5.8 has it), a seccomp filter,
-#: an owner who has to be entered first. They also tell which namespace it was.
-_TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
-
-
-class _Start:
-    """One start: a job, a target, and what of it is to be joined."""
-
-    def __init__(self, job: Job, target: OpenTarget, wanted: tuple[NsType, ...] | None, fork: bool) -> None:
-        self.job = job
-        self.target = target
-        self.fork = fork
-        self.asked = wanted
-        self.rows: tuple[NsType, ...] = ()
-        self.labels: list[str] = []
-
-    def run(self, deadline: float | None) -> int:
-        process = self.target.process
-        with ExitStack() as stack:
-            if process is None:
-                namespaces = self._chosen(self.target.namespaces)
-                self.rows = tuple(BY_NAME[namespace.nstype] for namespace in namespaces)
-                self._complete(stack)
-                return self._by_descriptors(namespaces, deadline, stack)
-            self.rows = self._differing(process)
-            self._complete(stack)
-            if not self.rows or process.pidfd >= 0:
-                try:
-                    return self._by_pidfd(process, deadline)
-                except Failed as failed:
-                    if failed.at != At.JOIN or failed.errno not in _TRY_DESCRIPTORS:
-                        raise
-            opened = [stack.enter_context(process.namespace(row.name)) for row in self.rows]
-            return self._by_descriptors(opened, deadline, stack)
-
-    def _chosen(self, namespaces: Sequence[Namespace]) -> list[Namespace]:
-        have = {namespace.nstype for namespace in namespaces}
-        for row in self.asked or ():
-            if row.name not in have:
-                raise ValueError(f"the target has no {row.name} namespace, only {', '.join(sorted(have)) or 'none'}")
-        rows = [row for row in NSTYPES if row.name in have and (self.asked is None or row in self.asked)]
-        own = dict(zip(rows, own_inodes(tuple(rows))))
-        by_type = {namespace.nstype: namespace for namespace in namespaces}
-        return [by_type[row.name] for row in rows if by_type[row.name].id.ino != own[row]]
-
-    def _differing(self, process: Target) -> tuple[NsType, ...]:
-        """The types to join: those in which the process is elsewhere than this thread."""
-        rows = NSTYPES if self.asked is None else self.asked
-        theirs = process.inodes(rows)
-        if self.asked is not None and 0 in theirs:
-            row = rows[theirs.index(0)]
-            raise JoinError(
-                errno.EINVAL, "setns", nstype=row.name, target=process.words(), reason=_reason.of_missing_type(row)
-            )
-        return tuple(row for row, inode, own in zip(rows, theirs, own_inodes(rows)) if inode and inode != own)
-
-    def _complete(self, stack: ExitStack) -> None:
-        """What follows from the types that are joined: a fork, the root, who the program runs as."""
-        names = {row.name for row in self.rows}
-        root = -1
-        if "mnt" in names and self.target.process is not None:
-            root = self.target.process.open_root()
-            stack.callback(os.close, root)
-        ids = _identity.inside(self.job.ids, self.target.process) if "user" in names else self.job.ids
-        joins_pid = "pid" in names
-        self.job = self.job._replace(fork=self.fork and joins_pid, at_home=joins_pid, root=root, ids=ids)
-
-    def _by_pidfd(self, process: Target, deadline: float | None) -> int:
-        steps = [_plan.Step(process.pidfd, mask(self.rows))] if self.rows else []
-        self.labels = ["+".join(row.name for row in self.rows)]
-        return _launch(self.job._replace(joins=steps), deadline)
-
-    def _by_descriptors(self, namespaces: Sequence[Namespace], deadline: float | None, stack: ExitStack) -> int:
-        steps = _plan.order(_ownership.wanted(namespaces, stack), _ownership.caller()) if namespaces else []
-        flags = {row.flag: row.name for row in NSTYPES}
-        self.labels = [flags[step.nstypes] for step in steps]
-        try:
-            return _launch(self.job._replace(joins=steps), deadline)
-        except Failed as failed:
-            if failed.at != At.JOIN:
-                raise
-            label = self.labels[failed.index]
-            culprit = next(namespace for namespace in namespaces if namespace.nstype == label)
-            reason = _reason.of_setns(failed.errno, culprit, with_user="user" in self.labels)
-            raise self._join_error(failed, "setns", label, reason) from None
-
-    # --- errors
-
-    def explain(self, failed: Failed, cwd: Any, name: Any) -> BaseException:
-        """What to raise for ``failed``: subprocess's own exception for its own steps, JoinError for ours."""
-        process = self.target.process
-        if failed.errno == 0:
-            return self._join_error(failed, failed.at.name.lower(), None, "the new process was killed before exec")
-        if failed.at == At.JOIN:
-            gone = process.gone_reason() if process is not None else None
-            if gone:
-                failed.errno = errno.ESRCH
-            return self._join_error(failed, "setns", self.labels[failed.index], gone)
-        if failed.at == At.ROOT:
-            return self._join_error(failed, "chroot", "mnt", "needs CAP_SYS_CHROOT")
-        if failed.at == At.CLONE and failed.errno == errno.ENOMEM:
-            return self._join_error(failed, "clone", "pid", _reason.DEAD_PID_NAMESPACE)
-        if failed.at == At.EXEC:
-            return OSError(failed.errno, os.strerror(failed.errno), name)
-        if failed.at == At.CWD:
-            return OSError(failed.errno, os.strerror(failed.errno), cwd)
-        return OSError(failed.errno, os.strerror(failed.errno))
-
-    def _join_error(self, failed: Failed, step: str, nstype: str | None, reason: str | None) -> NamespaceError:
-        number = failed.errno or errno.ECHILD
-        return error(JoinError, number, step, nstype=nstype, target=self.target.words(), reason=reason)
-
-
-def _launch(job: Job, deadline: float | None) -> int:
-    try:
-        return launch(job, deadline)
-    except Failed as failed:
-        if failed.at != At.LAUNCH or failed.errno != errno.EXDEV:
-            raise
-    with _home():
-        return launch(job, deadline)
-
-
-@contextmanager
-def _home() -> Iterator[None]:
-    """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
-    flag = BY_NAME["pid"].flag
-    with Namespace.current("pid") as own, Namespace.current("pid", for_children=True) as away:
-        _shim.setns(own.fileno(), flag)
-        try:
-            yield
-        finally:
-            _shim.setns(away.fileno(), flag)
-
-
 # --- the public names --------------------------------------------------------------------------------------------------
 
 
@@ -287,12 +144,9 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
         sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
         job = _job(command, given)
-        with OpenTarget(self._checked_target) as target:
-            start = _Start(job, target, self._wanted, self._fork)
-            try:
-                self.pid = start.run(self._deadline)
-            except Failed as failed:
-                raise start.explain(failed, given["cwd"], command.name) from None
+        self.pid = start(
+            job, self._checked_target, self._wanted, self._fork, self._deadline, command.name, given["cwd"]
+        )
         self._child_created = True
         self._close_pipe_fds(  # type: ignore[attr-defined]
             *(given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite"))
@@ -301,9 +155,9 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
 
 def _job(command: _Command, given: dict[str, Any]) -> Job:
     return Job(
-        files=command.files,
-        argv=command.argv,
-        env=_env_list(given["env"]),
+        command.files,
+        command.argv,
+        _env_list(given["env"]),
         stdio=(given["p2cread"], given["c2pwrite"], given["errwrite"]),
         close_fds=bool(given["close_fds"]),
         pass_fds=tuple(given["pass_fds"]),

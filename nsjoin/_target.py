@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     TargetLike: TypeAlias = Union[int, "Target", HasPid, Namespace, _Path, Iterable[Union[Namespace, _Path]]]
 
 #: A target whose kind has been checked and of which nothing has been opened yet.
-_Checked = Union[int, "Target", tuple[Union[Namespace, str, bytes], ...]]
+Checked = Union[int, "Target", tuple[Union[Namespace, str, bytes], ...]]
 
 
 class Target(Process):
@@ -61,7 +61,7 @@ class Target(Process):
         return opened
 
 
-def check_target(target: object) -> _Checked:
+def check_target(target: object) -> Checked:
     """Say what kind of target this is, without a system call; TypeError or ValueError if it is none."""
     if isinstance(target, (Target, Namespace)):
         if target.closed:
@@ -117,7 +117,7 @@ class OpenTarget:
 
     __slots__ = ("_owned", "namespaces", "process")
 
-    def __init__(self, checked: _Checked) -> None:
+    def __init__(self, checked: Checked) -> None:
         self.process: Target | None = None
         self.namespaces: tuple[Namespace, ...] = ()
         self._owned: list[Target | Namespace] = []

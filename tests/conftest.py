@@ -114,7 +114,9 @@ def _state() -> dict[str, object]:
     return {
         "descriptors": descriptors,
         "children": sorted(children.split()),
-        "namespaces": {name: os.readlink(f"/proc/thread-self/ns/{name}") for name in os.listdir("/proc/thread-self/ns")},
+        "namespaces": {
+            name: os.readlink(f"/proc/thread-self/ns/{name}") for name in os.listdir("/proc/thread-self/ns")
+        },
         "cwd": os.getcwd(),
         "root": os.readlink("/proc/thread-self/root"),
         "blocked signals": status["SigBlk"],

@@ -1,0 +1,211 @@
+"""Starts a job inside a target: finds out what there is to join, has the joiner do it, and tells what went wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from . import _identity, _ownership, _plan, _reason, _shim
+from ._launch import At, Failed, launch
+from ._namespace import Namespace
+from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
+from ._process import own_inodes
+from ._target import OpenTarget
+from .exceptions import JoinError, error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ._launch import Job
+    from ._nstype import NsType
+    from ._target import Checked, Target
+    from .exceptions import NamespaceError
+
+#: Answers of setns(2) with a pidfd after which descriptors may still do: an old kernel (5.8 has it), a seccomp filter,
+#: an owner who has to be entered first. They also tell which namespace it was.
+_TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
+
+_MNT, _PID, _USER = BY_NAME["mnt"], BY_NAME["pid"], BY_NAME["user"]
+
+#: The types for which it matters whether the target is elsewhere than a caller who may join: to join one's own user
+#: namespace is EINVAL for all of the call, one's own mnt moves root and working directory. Any other is no move.
+_NEVER_ONES_OWN = (_USER, _MNT)
+
+
+def start(
+    job: Job,
+    checked: Checked,
+    wanted: tuple[NsType, ...] | None,
+    fork: bool,
+    deadline: float | None,
+    name: Any = None,
+    cwd: Any = None,
+) -> int:
+    """Start ``job`` in the namespaces ``wanted`` (None: all) of a target; return the program's pid.
+
+    ``name`` and ``cwd`` are the file names of subprocess's errors. JoinError, TargetGoneError, NamespaceError, OSError,
+    and what ``launch`` raises but Failed.
+    """
+    with OpenTarget(checked) as target:
+        try:
+            if target.process is None:
+                return _start_by_descriptors(job, target, _chosen(target.namespaces, wanted), fork, deadline)
+            return _start_by_process(job, target, target.process, wanted, fork, deadline)
+        except Failed as failed:
+            raise _explain(failed, target, name, cwd) from None
+
+
+def _start_by_process(
+    job: Job, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool, deadline: float | None
+) -> int:
+    if process.pidfd >= 0:
+        rows = _to_join(process, wanted)
+        steps = [_plan.Step(process.pidfd, mask(rows))] if rows else []
+        try:
+            return _launch(job, target, rows, steps, fork, deadline)
+        except Failed as failed:
+            if failed.at != At.JOIN or failed.errno not in _TRY_DESCRIPTORS:
+                raise
+    rows = _differing(process, wanted)
+    with ExitStack() as stack:
+        namespaces = [stack.enter_context(process.namespace(row.name)) for row in rows]
+        return _start_by_descriptors(job, target, namespaces, fork, deadline)
+
+
+def _start_by_descriptors(
+    job: Job, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool, deadline: float | None
+) -> int:
+    rows = tuple(BY_NAME[namespace.nstype] for namespace in namespaces)
+    with ExitStack() as stack:
+        steps = _plan.order(_ownership.wanted(namespaces, stack), _ownership.caller()) if namespaces else []
+        try:
+            return _launch(job, target, rows, steps, fork, deadline)
+        except Failed as failed:
+            if failed.at != At.JOIN:
+                raise
+            nstype = BY_FLAG[steps[failed.index].nstypes].name
+            culprit = next(namespace for namespace in namespaces if namespace.nstype == nstype)
+            reason = _reason.of_setns(failed.errno, culprit, with_user=_USER in rows)
+            raise _join_error(failed, target, "setns", nstype, reason) from None
+
+
+# --- what to join ------------------------------------------------------------------------------------------------------
+
+
+def _to_join(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
+    """The types to name to setns(2) with a pidfd. Only what the kernel would refuse, or do harm with, is left out."""
+    if not _shim.is_admin():
+        return _differing(process, wanted)
+    rows = NSTYPES if wanted is None else wanted
+    doubtful = tuple(row for row in rows if row in _NEVER_ONES_OWN)
+    if not doubtful:
+        return rows
+    differing = _differing(process, doubtful)
+    return tuple(row for row in rows if row in differing or row not in doubtful)
+
+
+def _differing(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
+    """The types in which the process is elsewhere than this thread. JoinError for a wanted one that the kernel lacks."""
+    rows = NSTYPES if wanted is None else wanted
+    theirs = process.inodes(rows)
+    if wanted is not None and 0 in theirs:
+        row = rows[theirs.index(0)]
+        reason = _reason.of_missing_type(row)
+        raise JoinError(errno.EINVAL, "setns", nstype=row.name, target=process.words(), reason=reason)
+    return tuple(row for row, inode, own in zip(rows, theirs, own_inodes(rows)) if inode and inode != own)
+
+
+def _chosen(namespaces: Sequence[Namespace], wanted: tuple[NsType, ...] | None) -> list[Namespace]:
+    """Those that are wanted, in the order of the table, without those that this thread is in."""
+    by_type = {namespace.nstype: namespace for namespace in namespaces}
+    for row in wanted or ():
+        if row.name not in by_type:
+            raise ValueError(f"the target has no {row.name} namespace, only {', '.join(sorted(by_type)) or 'none'}")
+    rows = tuple(row for row in wanted or NSTYPES if row.name in by_type)
+    return [by_type[row.name] for row, own in zip(rows, own_inodes(rows)) if by_type[row.name].id.ino != own]
+
+
+# --- the launch --------------------------------------------------------------------------------------------------------
+
+
+def _launch(
+    job: Job,
+    target: OpenTarget,
+    rows: tuple[NsType, ...],
+    steps: Sequence[_plan.Step],
+    fork: bool,
+    deadline: float | None,
+) -> int:
+    """Launch with ``steps`` and what follows from them: a fork, the target's root, who the program runs as."""
+    job.joins = steps
+    job.at_home = _PID in rows
+    job.fork = fork and job.at_home
+    asked = job.ids
+    root = -1
+    try:
+        if _USER in rows:
+            job.ids = _identity.inside(asked, target.process)
+        if _MNT in rows and target.process is not None:
+            job.root = root = target.process.open_root()
+        return _launch_at_home(job, deadline)
+    finally:
+        job.ids, job.root = asked, -1
+        if root >= 0:
+            os.close(root)
+
+
+def _launch_at_home(job: Job, deadline: float | None) -> int:
+    try:
+        return launch(job, deadline)
+    except Failed as failed:
+        if failed.at != At.LAUNCH or failed.errno != errno.EXDEV:
+            raise
+    with _home():
+        return launch(job, deadline)
+
+
+@contextmanager
+def _home() -> Iterator[None]:
+    """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
+    with Namespace.current("pid") as own, Namespace.current("pid", for_children=True) as away:
+        _shim.setns(own.fileno(), _PID.flag)
+        try:
+            yield
+        finally:
+            _shim.setns(away.fileno(), _PID.flag)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseException:
+    """What to raise for ``failed``: subprocess's own exception for its own steps, JoinError for ours."""
+    if failed.errno == 0:
+        reason = "the new process was killed before it could run the program"
+        return _join_error(Failed(failed.at, 0, errno.ECHILD), target, failed.at.name.lower(), None, reason)
+    if failed.at == At.JOIN:
+        return _gone_error(failed, target)
+    if failed.at == At.ROOT:
+        return _join_error(failed, target, "chroot", "mnt", "needs CAP_SYS_CHROOT")
+    if failed.at == At.CLONE and failed.errno == errno.ENOMEM:
+        return _join_error(failed, target, "clone", "pid", _reason.DEAD_PID_NAMESPACE)
+    file = {At.EXEC: name, At.CWD: cwd}.get(failed.at)
+    if file is None:
+        return OSError(failed.errno, os.strerror(failed.errno))
+    return OSError(failed.errno, os.strerror(failed.errno), file)
+
+
+def _gone_error(failed: Failed, target: OpenTarget) -> NamespaceError:
+    """setns(2) with a pidfd has failed, and not for a reason for which descriptors were tried as well."""
+    gone = target.process.gone_reason() if target.process is not None else None
+    if gone:
+        failed = Failed(failed.at, failed.index, errno.ESRCH)
+    return _join_error(failed, target, "setns", None, gone)
+
+
+def _join_error(
+    failed: Failed, target: OpenTarget, step: str, nstype: str | None, reason: str | None
+) -> NamespaceError:
+    return error(JoinError, failed.errno, step, nstype=nstype, target=target.words(), reason=reason)
