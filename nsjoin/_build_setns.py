@@ -3,6 +3,8 @@
 Run by setup.py through exec, so it imports nothing of the package.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shlex
@@ -10,9 +12,13 @@ import subprocess
 import sysconfig
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from cffi import FFI
 from setuptools.command import build_ext as setuptools_build_ext
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HERE = Path(__file__).resolve().parent
 
@@ -30,7 +36,9 @@ FREESTANDING_FLAGS = (
 )
 
 
-def compile_joiner(output, compiler=None, extra_flags=(), *, hosted=False):
+def compile_joiner(
+    output: str | Path, compiler: Sequence[str] | None = None, extra_flags: Sequence[str] = (), *, hosted: bool = False
+) -> None:
     """Compile _joiner.c to the program ``output``, with ``compiler`` (a list), $CC, or the interpreter's own."""
     if compiler is None:
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
@@ -42,7 +50,7 @@ def compile_joiner(output, compiler=None, extra_flags=(), *, hosted=False):
     )
 
 
-def write_image_header(directory, compiler=None):
+def write_image_header(directory: str | Path, compiler: Sequence[str] | None = None) -> None:
     """Write joiner_image.h, the joiner as an array of bytes, into ``directory``."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -55,15 +63,15 @@ def write_image_header(directory, compiler=None):
     (directory / "joiner_image.h").write_text(text)
 
 
-class build_ext(setuptools_build_ext.build_ext):  # the name that setuptools wants
+class build_ext(setuptools_build_ext.build_ext):  # noqa: N801 - the name that setuptools wants
     """build_ext that compiles the joiner first: cffi calls ``pre_run`` just before it writes the module's source."""
 
-    def pre_run(self, ext, ffi):
+    def pre_run(self, ext: Any, ffi: FFI) -> None:  # noqa: ARG002 - cffi's signature
         write_image_header(self.build_temp)
         ext.include_dirs.append(self.build_temp)
 
 
-def declarations():
+def declarations() -> str:
     """The header as cffi wants it: without the preprocessor's lines."""
     return re.sub(r"^#.*$", "", (HERE / "_setns.h").read_text(), flags=re.MULTILINE)
 

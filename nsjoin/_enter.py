@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from contextlib import ContextDecorator, ExitStack
-from typing import TYPE_CHECKING
+from threading import get_ident
+from typing import TYPE_CHECKING, Optional
 
 from . import _reason, _shim
 from ._namespace import Namespace
@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from ._setns import CData
     from ._target import TargetLike
 
+    _Stays = tuple[CData, Optional["_Stays"]]
+
 #: Answers of setns(2) with a pidfd after which the namespaces are joined one by one by their descriptors: an old kernel
 #: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
 _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
+
+
+_STAY = ffi.typeof("struct nsjoin_stay *")
 
 
 class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
@@ -53,18 +58,17 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     def __init__(self, target: TargetLike, *nstypes: str) -> None:
         self._target = check_target(target)
         self._rows = select(nstypes)
-        if not nstypes:
-            if not isinstance(self._target, tuple):
-                raise TypeError("enter a process by naming types, such as enter(pid, 'net')")
+        if not nstypes and not isinstance(self._target, tuple):
+            raise TypeError("enter a process by naming types, such as enter(pid, 'net')")
         _refuse(self._rows)
         self._trip: CData | None = None
         if isinstance(self._target, tuple) and all(isinstance(member, Namespace) for member in self._target):
             self._given = self._choose(self._target)  # type: ignore[arg-type]
             self._trip = _namespace_trip(self._given)
-        self._stays: dict[int, list[CData]] = {}
+        self._stays: dict[int, _Stays] = {}  # by thread, the innermost first
 
     def __enter__(self) -> Self:
-        stay = ffi.new("struct nsjoin_stay *")
+        stay = ffi.new(_STAY)
         try:
             if self._trip is not None:
                 self._join_given(stay, self._trip)
@@ -72,7 +76,8 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
                 self._join_process(stay, self._target)
             else:
                 self._join_opened(stay)
-            self._stays.setdefault(threading.get_ident(), []).append(stay)
+            thread = get_ident()
+            self._stays[thread] = stay, self._stays.get(thread)
         except BaseException:
             _leave(stay)
             raise
@@ -81,22 +86,25 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        thread = threading.get_ident()
-        stays = self._stays.get(thread)
-        if not stays:
-            raise RuntimeError("this enter was not entered in this thread, so it cannot be left here")
+        thread = get_ident()
         try:
-            _leave(stays[-1])  # first, then forget it: a signal handler may raise in between
+            stay, outer = self._stays[thread]
+        except KeyError:
+            raise RuntimeError("this enter was not entered in this thread, so it cannot be left here") from None
+        try:
+            _leave(stay)  # first, then forget it: a signal handler may raise in between
         finally:
-            stays.pop()
-            if not stays:
+            if outer is None:
                 del self._stays[thread]
+            else:
+                self._stays[thread] = outer
 
     def _join_given(self, stay: CData, trip: CData) -> None:
         for namespace in self._given:
-            namespace.fileno()  # ValueError if closed meanwhile: its number may be another file's by now
+            if namespace.closed:  # its number may be another file's by now
+                raise ValueError("this Namespace is closed")
         if lib.nsjoin_enter(stay, trip) < 0:
-            self._join_namespaces(stay, self._given)
+            self._join_namespaces(stay, self._given)  # once more, to tell why
 
     def _join_opened(self, stay: CData) -> None:
         with OpenTarget(self._target) as opened:
@@ -162,7 +170,7 @@ def _refuse_beside_threads(row: NsType) -> None:
                 errno.EINVAL,
                 "enter",
                 nstype=row.name,
-                reason=f"setns moves {row.children} as well, and it could not be brought back: it differs; use spawn_in",
+                reason=f"setns moves {row.children} too, which differs and could not be brought back; use spawn_in",
             )
 
 
@@ -173,11 +181,11 @@ def _process_error(number: int, process: Target, rows: tuple[NsType, ...]) -> Na
     return error(JoinError, kernel_says, "setns", nstype=nstype, target=process.words(), reason=gone)
 
 
-# --- the thread's way in and out ---------------------------------------------------------------------------------------
+# --- the thread's way in and out ----------------------------------------------------------------------------
 
 
 def _trip(rows: Sequence[NsType], moves: Sequence[tuple[int, int]], root: int = -1) -> CData:
-    """Save each of ``rows``, then make the moves: descriptor and CLONE_NEW* bits. ``root``: becomes the root with mnt."""
+    """Save each of ``rows``, then make the moves (descriptor, CLONE_NEW* bits). ``root``: becomes the root with mnt."""
     trip = ffi.new("struct nsjoin_trip *")
     trip.n = len(rows)
     trip.nstypes = [row.flag for row in rows]

@@ -46,7 +46,7 @@ class At(enum.IntEnum):
     EXEC = lib.NSJOIN_STEP_EXEC
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818 - a report, not an error that callers see
     """The new process failed ``at`` a step, at entry ``index`` of its list, with ``errno``; 0: it was killed there."""
 
     def __init__(self, at: At, index: int, errno: int) -> None:
@@ -56,7 +56,7 @@ class Failed(Exception):
         self.errno = errno
 
 
-class Expired(Exception):
+class Expired(Exception):  # noqa: N818 - the same
     """The deadline passed before the program was running. What had been started is gone."""
 
 
@@ -77,8 +77,8 @@ _UNCHANGED = Ids()
 class Job:
     """Everything that the joiner has to know.
 
-    ``fork``: the program is a child of the joiner, born in the PID namespace that was joined. ``at_home``: the joiner is
-    to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV.
+    ``fork``: the program is a child of the joiner, born in the PID namespace that was joined. ``at_home``: the joiner
+    is to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV.
     """
 
     __slots__ = (
@@ -151,7 +151,7 @@ def environment() -> list[bytes]:
     return list(map(ffi.string, ffi.unpack(pointers, n)))
 
 
-# --- the plan as bytes -------------------------------------------------------------------------------------------------
+# --- the plan as bytes --------------------------------------------------------------------------------------
 
 _REPORT = struct.Struct("4i")  # the head of struct nsjoin_plan: pid, step, index, error
 _HEAD_SIZE = ffi.sizeof("struct nsjoin_plan")
@@ -221,7 +221,7 @@ def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> b
     return b"".join((ffi.buffer(head), bytes(room), joins, keep, lent, groups, text))
 
 
-# --- the image ---------------------------------------------------------------------------------------------------------
+# --- the image ----------------------------------------------------------------------------------------------
 
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_EXEC = 1, 2, 16  # MFD_EXEC: Linux 6.3
 _F_ADD_SEALS, _ALL_SEALS = 1033, 15
@@ -231,7 +231,7 @@ class _Image:
     """The joiner in a sealed memfd, made once for the process: whoever gets at it through /proc/PID/exe, as root of a
     target does (CVE-2019-5736), cannot change what the next launch runs.
 
-    Where memfds cannot be executed (vm.memfd_noexec=2, Linux 6.3) or made, each launch gets an unlinked file of its own.
+    Where memfds cannot be executed (vm.memfd_noexec=2, Linux 6.3) or made, each launch gets an unlinked file instead.
     """
 
     def __init__(self) -> None:
@@ -317,7 +317,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 _image = _Image()
 
-# --- the launch --------------------------------------------------------------------------------------------------------
+# --- the launch ---------------------------------------------------------------------------------------------
 
 #: Launches under way. A fork elsewhere in this process copies the write end of their barriers, and until that process
 #: ends too, the launch would seem to be held before exec: so the child closes its copies.

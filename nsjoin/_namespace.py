@@ -170,7 +170,7 @@ class Namespace:
         return self._related(_shim.namespace_parent, "NS_GET_PARENT")
 
     def owner_uid(self) -> int:
-        """Return the uid that made the user namespace that this one is, or is owned by. NS_GET_OWNER_UID, Linux 4.11."""
+        """Return the uid that made the user namespace that this one is, or belongs to. NS_GET_OWNER_UID, Linux 4.11."""
         if self.nstype == "user":
             return _shim.namespace_owner_uid(self.fileno())
         with self.owner() as owner:

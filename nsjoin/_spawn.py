@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
     from ._target import TargetLike
 
-# --- what subprocess.Popen hands over ----------------------------------------------------------------------------------
+# --- what subprocess.Popen hands over -----------------------------------------------------------------------
 
 #: The arguments of subprocess.Popen._execute_child by version: 3.11 added process_group at the end. They come by
 #: position, so they are bound by name here, once.
-_KNOWN_ARGUMENTS = frozenset(
-    "args executable preexec_fn close_fds pass_fds cwd env startupinfo creationflags shell p2cread p2cwrite c2pread "
-    "c2pwrite errread errwrite restore_signals gid gids uid umask start_new_session process_group".split()
-)
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+_PROGRAM = ("args", "executable", "preexec_fn", "close_fds", "pass_fds", "cwd", "env", "shell")
+_PROCESS = ("restore_signals", "gid", "gids", "uid", "umask", "start_new_session")
+_WINDOWS = ("startupinfo", "creationflags")
+_KNOWN_ARGUMENTS = frozenset({*_PIPES, *_PROGRAM, *_PROCESS, *_WINDOWS, "process_group"})
 _OPTIONAL_ARGUMENTS = frozenset({"process_group"})
 
 
@@ -88,7 +89,7 @@ def _env_list(env: Mapping[Any, Any] | None) -> list[bytes]:
     return entries
 
 
-# --- the public names --------------------------------------------------------------------------------------------------
+# --- the public names ---------------------------------------------------------------------------------------
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
@@ -149,7 +150,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         )
         self._child_created = True
         self._close_pipe_fds(  # type: ignore[attr-defined]
-            *(given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite"))
+            *(given[name] for name in _PIPES)
         )
 
 
@@ -182,7 +183,7 @@ def run_in(
     args: Any,
     *,
     namespaces: Iterable[str] | None = None,
-    input: Any = None,
+    input: Any = None,  # noqa: A002 - as in subprocess.run
     capture_output: bool = False,
     timeout: float | None = None,
     check: bool = False,

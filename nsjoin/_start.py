@@ -91,7 +91,7 @@ def _start_by_descriptors(
             raise _join_error(failed, target, "setns", nstype, reason) from None
 
 
-# --- what to join ------------------------------------------------------------------------------------------------------
+# --- what to join -------------------------------------------------------------------------------------------
 
 
 def _to_join(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
@@ -107,7 +107,7 @@ def _to_join(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType
 
 
 def _differing(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
-    """The types in which the process is elsewhere than this thread. JoinError for a wanted one that the kernel lacks."""
+    """The types in which the process is elsewhere than this thread. JoinError for one that the kernel lacks."""
     rows = NSTYPES if wanted is None else wanted
     theirs = process.inodes(rows)
     if wanted is not None and 0 in theirs:
@@ -127,7 +127,7 @@ def _chosen(namespaces: Sequence[Namespace], wanted: tuple[NsType, ...] | None) 
     return [by_type[row.name] for row, own in zip(rows, own_inodes(rows)) if by_type[row.name].id.ino != own]
 
 
-# --- the launch --------------------------------------------------------------------------------------------------------
+# --- the launch ---------------------------------------------------------------------------------------------
 
 
 def _launch(
@@ -177,7 +177,7 @@ def _home() -> Iterator[None]:
             _shim.setns(away.fileno(), _PID.flag)
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseException:

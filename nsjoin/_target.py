@@ -61,7 +61,7 @@ class Target(Process):
         return opened
 
 
-def check_target(target: object) -> Checked:
+def check_target(target: Any) -> Checked:
     """Say what kind of target this is, without a system call; TypeError or ValueError if it is none."""
     if isinstance(target, (Target, Namespace)):
         if target.closed:
@@ -74,11 +74,11 @@ def check_target(target: object) -> Checked:
     if hasattr(target, "pid"):
         return _check_pid(target.pid)
     try:
-        members = iter(target)  # type: ignore[call-overload]
+        members = iter(target)
     except TypeError:
         raise TypeError(
-            "a target is a pid, an object with one, a Target, a Namespace, the path of a namespace file, or an iterable "
-            f"of the last two, not {type(target).__name__}"
+            "a target is a pid, an object with one, a Target, a Namespace, the path of a namespace file, or an "
+            f"iterable of the last two, not {type(target).__name__}"
         ) from None
     return tuple(_check_member(member) for member in members)
 
