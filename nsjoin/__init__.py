@@ -3,7 +3,8 @@
 from . import exceptions
 from ._enter import enter
 from ._namespace import Namespace, NamespaceId
-from ._spawn import Popen, run_in, spawn_in
+from ._run import run_in
+from ._spawn import Popen, spawn_in
 from ._target import Target
 from .exceptions import (
     JoinError,

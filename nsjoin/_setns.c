@@ -20,9 +20,12 @@
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
 enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
-    K_MFD_CLOEXEC = 1,
+    K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
     K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
 };
 
@@ -59,6 +62,12 @@ int nsjoin_ioctl(int fd, unsigned long request)
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out)
 {
     return result(syscall(SYS_ioctl, fd, request, out));
+}
+
+int nsjoin_openat2_in_root(int root, const char *path, int flags)
+{
+    const struct { uint64_t flags, mode, resolve; } how = {(uint64_t)flags, 0, K_RESOLVE_IN_ROOT | K_RESOLVE_NO_MAGICLINKS};
+    return result(syscall(SYS_openat2, root, path, &how, sizeof how));
 }
 
 int nsjoin_memfd_create(const char *name, unsigned int flags)

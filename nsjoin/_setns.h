@@ -81,6 +81,8 @@ int nsjoin_pidfd_open(int pid, unsigned int flags);
 int nsjoin_pidfd_send_signal(int pidfd, int signal);
 int nsjoin_ioctl(int fd, unsigned long request);
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
+/* openat2(2) with RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */
+int nsjoin_openat2_in_root(int root, const char *path, int flags);
 int nsjoin_memfd_create(const char *name, unsigned int flags);
 
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */

@@ -136,6 +136,11 @@ def is_admin() -> bool:
     return bool(check(lib.nsjoin_is_admin()))
 
 
+def openat2_in_root(root: int, path: bytes, flags: int) -> int:
+    """openat2(2), Linux 5.6: no link leads out of ``root``, nor through /proc."""
+    return check(lib.nsjoin_openat2_in_root(root, path, flags))
+
+
 def memfd_create(name: bytes, flags: int) -> int:
     """memfd_create(2), Linux 3.17."""
     return check(lib.nsjoin_memfd_create(name, flags))

@@ -1,22 +1,28 @@
-"""``Popen``, ``spawn_in`` and ``run_in``: subprocess, inside."""
+"""``Popen`` and ``spawn_in``: subprocess.Popen, inside."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
-from ._launch import Expired, Ids, Job, environment
+from ._accounts import numbers
+from ._launch import Ids, Job, environment
+from ._namespace import Namespace
 from ._nstype import select
-from ._start import start
-from ._target import check_target
+from ._start import MNT, USER, differs, start
+from ._target import OpenTarget, check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from ._target import TargetLike
+    from typing_extensions import Literal, Unpack
+
+    from ._keywords import Command, SpawnKeywords
+    from ._nstype import NsType
+    from ._target import Checked, TargetLike
 
 # --- what subprocess.Popen hands over -----------------------------------------------------------------------
 
@@ -92,7 +98,7 @@ def _env_list(env: Mapping[Any, Any] | None) -> list[bytes]:
 # --- the public names ---------------------------------------------------------------------------------------
 
 
-class Popen(subprocess.Popen):  # type: ignore[type-arg]
+class Popen(subprocess.Popen[AnyStr]):
     """subprocess.Popen for a program inside the namespaces of ``target``.
 
     Takes the arguments of subprocess.Popen, except ``preexec_fn``, and by name:
@@ -113,6 +119,89 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     left behind then. setns(2), clone(2); Linux 4.11, race-free from 5.3, one atomic join from 5.8.
     """
 
+    _checked_target: Checked
+    _wanted: tuple[NsType, ...] | None
+    _fork: bool
+    _deadline: float | None
+    _new_group: bool
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self: Popen[str],
+            args: Command,
+            *,
+            target: TargetLike,
+            text: Literal[True],
+            encoding: str | None = None,
+            errors: str | None = None,
+            universal_newlines: bool | None = None,
+            **keywords: Unpack[SpawnKeywords],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Popen[str],
+            args: Command,
+            *,
+            target: TargetLike,
+            text: bool | None = None,
+            encoding: str,
+            errors: str | None = None,
+            universal_newlines: bool | None = None,
+            **keywords: Unpack[SpawnKeywords],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Popen[str],
+            args: Command,
+            *,
+            target: TargetLike,
+            text: bool | None = None,
+            encoding: str | None = None,
+            errors: str,
+            universal_newlines: bool | None = None,
+            **keywords: Unpack[SpawnKeywords],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Popen[str],
+            args: Command,
+            *,
+            target: TargetLike,
+            text: bool | None = None,
+            encoding: str | None = None,
+            errors: str | None = None,
+            universal_newlines: Literal[True],
+            **keywords: Unpack[SpawnKeywords],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Popen[bytes],
+            args: Command,
+            *,
+            target: TargetLike,
+            text: Literal[False] | None = None,
+            encoding: None = None,
+            errors: None = None,
+            universal_newlines: Literal[False] | None = None,
+            **keywords: Unpack[SpawnKeywords],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Popen[Any],
+            args: Command,
+            *positional: Any,
+            target: TargetLike,
+            text: bool | None = None,
+            encoding: str | None = None,
+            errors: str | None = None,
+            universal_newlines: bool | None = None,
+            _deadline: float | None = None,
+            _new_group: bool = False,
+            **keywords: Unpack[SpawnKeywords],
+        ) -> None: ...
+
     def __init__(
         self,
         args: Any,
@@ -121,6 +210,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         namespaces: Iterable[str] | None = None,
         fork: bool = True,
         _deadline: float | None = None,
+        _new_group: bool = False,
         **keywords: Any,
     ) -> None:
         preexec_fn = positional[_PREEXEC_FN_POSITION - 1] if len(positional) >= _PREEXEC_FN_POSITION else None
@@ -133,11 +223,13 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self._wanted = None if namespaces is None else select(namespaces)
         self._fork = fork
         self._deadline = _deadline
+        self._new_group = _new_group
         if not isinstance(args, (str, bytes, os.PathLike)):
             args = list(args)
             if not args:
                 raise ValueError("args is empty")
-        super().__init__(args, *positional, **keywords)
+        with _named_ids(self, keywords):
+            super().__init__(args, *positional, **keywords)
 
     def _execute_child(self, *arguments: Any) -> None:
         """Overrides subprocess.Popen: everything up to a running program."""
@@ -145,6 +237,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
         sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
         job = _job(command, given)
+        if self._new_group and not job.new_session:
+            job.process_group = 0
         self.pid = start(
             job, self._checked_target, self._wanted, self._fork, self._deadline, command.name, given["cwd"]
         )
@@ -152,6 +246,31 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self._close_pipe_fds(  # type: ignore[attr-defined]
             *(given[name] for name in _PIPES)
         )
+
+
+@contextmanager
+def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
+    """Names of users and groups become the numbers that they have in the target, where its mount namespace is joined.
+
+    The process is pinned for as long as the start takes, so that names and namespaces are the same one's.
+    """
+    names = (keywords.get("user"), keywords.get("group"), *(keywords.get("extra_groups") or ()))
+    target = popen._checked_target
+    if not any(isinstance(name, str) for name in names) or not (popen._wanted is None or MNT in popen._wanted):
+        yield
+        return
+    if isinstance(target, tuple):
+        if any(not isinstance(member, Namespace) or member.nstype == "mnt" for member in target):
+            raise ValueError("a user or group can be named only where the target is a process; give its number")
+        yield
+        return
+    with OpenTarget(target) as opened:
+        assert opened.process is not None
+        popen._checked_target = opened.process
+        if differs(opened.process, MNT):
+            joins_user = popen._wanted is None or USER in popen._wanted
+            keywords.update(numbers(opened.process, keywords, joins_user=joins_user))
+        yield
 
 
 def _job(command: _Command, given: dict[str, Any]) -> Job:
@@ -171,57 +290,72 @@ def _job(command: _Command, given: dict[str, Any]) -> Job:
     )
 
 
+@overload
 def spawn_in(
-    target: TargetLike, args: Any, *, namespaces: Iterable[str] | None = None, fork: bool = True, **popen_kwargs: Any
-) -> Popen:
-    """Start a program inside the namespaces of ``target`` and return its ``Popen``: all is said there."""
-    return Popen(args, target=target, namespaces=namespaces, fork=fork, **popen_kwargs)
-
-
-def run_in(
     target: TargetLike,
-    args: Any,
+    args: Command,
     *,
-    namespaces: Iterable[str] | None = None,
-    input: Any = None,  # noqa: A002 - as in subprocess.run
-    capture_output: bool = False,
-    timeout: float | None = None,
-    check: bool = False,
-    **popen_kwargs: Any,
-) -> subprocess.CompletedProcess[Any]:
-    """subprocess.run inside the namespaces of ``target``.
-
-    ``timeout`` (seconds) counts from the call and ends the wait for exec too: something inside may hold the program
-    up before it. When it expires the program is killed and reaped. subprocess.TimeoutExpired,
-    subprocess.CalledProcessError (``check=True``), and what ``Popen`` raises.
-    """
-    if input is not None:
-        if popen_kwargs.get("stdin") is not None:
-            raise ValueError("stdin and input arguments may not both be used.")
-        popen_kwargs["stdin"] = subprocess.PIPE
-    if capture_output:
-        if popen_kwargs.get("stdout") is not None or popen_kwargs.get("stderr") is not None:
-            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-        popen_kwargs["stdout"] = popen_kwargs["stderr"] = subprocess.PIPE
-    deadline = None if timeout is None else time.monotonic() + timeout
-    try:
-        process = Popen(args, target=target, namespaces=namespaces, _deadline=deadline, **popen_kwargs)
-    except Expired:
-        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
-    with process:
-        try:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0)
-            stdout, stderr = process.communicate(input, timeout=left)
-        except subprocess.TimeoutExpired as expired:
-            process.kill()
-            process.wait()
-            expired.timeout = timeout or 0.0
-            raise
-        except BaseException:
-            process.kill()
-            raise
-        returncode = process.poll()
-    assert returncode is not None
-    if check and returncode:
-        raise subprocess.CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
-    return subprocess.CompletedProcess(process.args, returncode, stdout, stderr)
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> Popen[str]: ...
+@overload
+def spawn_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    text: bool | None = None,
+    encoding: str,
+    errors: str | None = None,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> Popen[str]: ...
+@overload
+def spawn_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> Popen[str]: ...
+@overload
+def spawn_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    universal_newlines: Literal[True],
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> Popen[str]: ...
+@overload
+def spawn_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    universal_newlines: Literal[False] | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> Popen[bytes]: ...
+@overload
+def spawn_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> Popen[Any]: ...
+def spawn_in(target: TargetLike, args: Any, **popen_kwargs: Any) -> Popen[Any]:
+    """Start a program inside the namespaces of ``target`` and return its ``Popen``: all is said there."""
+    return Popen(args, target=target, **popen_kwargs)

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 #: an owner who has to be entered first. They also tell which namespace it was.
 _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
 
-_MNT, _PID, _USER = BY_NAME["mnt"], BY_NAME["pid"], BY_NAME["user"]
+MNT, PID, USER = BY_NAME["mnt"], BY_NAME["pid"], BY_NAME["user"]
 
 #: The types for which it matters whether the target is elsewhere than a caller who may join: to join one's own user
 #: namespace is EINVAL for all of the call, one's own mnt moves root and working directory. Any other is no move.
-_NEVER_ONES_OWN = (_USER, _MNT)
+_NEVER_ONES_OWN = (USER, MNT)
 
 
 def start(
@@ -87,7 +87,7 @@ def _start_by_descriptors(
                 raise
             nstype = BY_FLAG[steps[failed.index].nstypes].name
             culprit = next(namespace for namespace in namespaces if namespace.nstype == nstype)
-            reason = _reason.of_setns(failed.errno, culprit, with_user=_USER in rows)
+            reason = _reason.of_setns(failed.errno, culprit, with_user=USER in rows)
             raise _join_error(failed, target, "setns", nstype, reason) from None
 
 
@@ -117,6 +117,11 @@ def _differing(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsTy
     return tuple(row for row, inode, own in zip(rows, theirs, own_inodes(rows)) if inode and inode != own)
 
 
+def differs(process: Target, row: NsType) -> bool:
+    """Whether the process is in another namespace of this type than this thread."""
+    return process.inodes((row,)) != own_inodes((row,))
+
+
 def _chosen(namespaces: Sequence[Namespace], wanted: tuple[NsType, ...] | None) -> list[Namespace]:
     """Those that are wanted, in the order of the table, without those that this thread is in."""
     by_type = {namespace.nstype: namespace for namespace in namespaces}
@@ -140,14 +145,14 @@ def _launch(
 ) -> int:
     """Launch with ``steps`` and what follows from them: a fork, the target's root, who the program runs as."""
     job.joins = steps
-    job.at_home = _PID in rows
+    job.at_home = PID in rows
     job.fork = fork and job.at_home
     asked = job.ids
     root = -1
     try:
-        if _USER in rows:
+        if USER in rows:
             job.ids = _identity.inside(asked, target.process)
-        if _MNT in rows and target.process is not None:
+        if MNT in rows and target.process is not None:
             job.root = root = target.process.open_root()
         return _launch_at_home(job, deadline)
     finally:
@@ -170,11 +175,11 @@ def _launch_at_home(job: Job, deadline: float | None) -> int:
 def _home() -> Iterator[None]:
     """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
     with Namespace.current("pid") as own, Namespace.current("pid", for_children=True) as away:
-        _shim.setns(own.fileno(), _PID.flag)
+        _shim.setns(own.fileno(), PID.flag)
         try:
             yield
         finally:
-            _shim.setns(away.fileno(), _PID.flag)
+            _shim.setns(away.fileno(), PID.flag)
 
 
 # --- errors -------------------------------------------------------------------------------------------------

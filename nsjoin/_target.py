@@ -95,7 +95,7 @@ def _check_path(path: _Path) -> str | bytes:
     plain = os.fspath(path)
     if not plain:
         raise ValueError("the path of a namespace file is not empty")
-    if (0 if isinstance(plain, bytes) else "\0") in plain:  # type: ignore[operator]
+    if (0 if isinstance(plain, bytes) else "\0") in plain:  # type: ignore[operator, unused-ignore]
         raise ValueError("embedded null byte")
     return plain
 

@@ -1,0 +1,172 @@
+"""``run_in``: subprocess.run, inside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any, overload
+
+from ._launch import Expired
+from ._spawn import Popen
+
+if TYPE_CHECKING:
+    from typing_extensions import Literal, Unpack
+
+    from ._keywords import Command, SpawnKeywords
+    from ._target import TargetLike
+
+
+@overload
+def run_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    input: str | None = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    kill_group: bool = False,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> subprocess.CompletedProcess[str]: ...
+@overload
+def run_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    input: str | None = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    kill_group: bool = False,
+    text: bool | None = None,
+    encoding: str,
+    errors: str | None = None,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> subprocess.CompletedProcess[str]: ...
+@overload
+def run_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    input: str | None = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    kill_group: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> subprocess.CompletedProcess[str]: ...
+@overload
+def run_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    input: str | None = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    kill_group: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    universal_newlines: Literal[True],
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> subprocess.CompletedProcess[str]: ...
+@overload
+def run_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    input: bytes | bytearray | memoryview | None = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    kill_group: bool = False,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    universal_newlines: Literal[False] | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> subprocess.CompletedProcess[bytes]: ...
+@overload
+def run_in(
+    target: TargetLike,
+    args: Command,
+    *,
+    input: Any = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    kill_group: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    universal_newlines: bool | None = None,
+    **popen_kwargs: Unpack[SpawnKeywords],
+) -> subprocess.CompletedProcess[Any]: ...
+def run_in(
+    target: TargetLike,
+    args: Any,
+    *,
+    input: Any = None,  # noqa: A002 - as in subprocess.run
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    kill_group: bool = False,
+    **popen_kwargs: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """subprocess.run inside the namespaces of ``target``; takes what ``spawn_in`` takes.
+
+    ``timeout`` (seconds) counts from the call and ends the wait for exec too: something inside may hold the program
+    up before it. When it expires, or another exception ends the wait, the program is killed and reaped; with
+    ``kill_group`` it gets a process group of its own, and all of that is killed. subprocess.TimeoutExpired,
+    subprocess.CalledProcessError (``check=True``), and what ``Popen`` raises.
+    """
+    if input is not None:
+        if popen_kwargs.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        popen_kwargs["stdin"] = subprocess.PIPE
+    if capture_output:
+        if popen_kwargs.get("stdout") is not None or popen_kwargs.get("stderr") is not None:
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        popen_kwargs["stdout"] = popen_kwargs["stderr"] = subprocess.PIPE
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        process = Popen(args, target=target, _deadline=deadline, _new_group=kill_group, **popen_kwargs)
+    except Expired:
+        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
+    with process:
+        try:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            stdout, stderr = process.communicate(input, timeout=left)
+        except subprocess.TimeoutExpired as expired:
+            _kill(process, kill_group)
+            process.wait()
+            expired.timeout = timeout or 0.0
+            raise
+        except BaseException:
+            _kill(process, kill_group)
+            raise
+        returncode = process.poll()
+    assert returncode is not None
+    if check and returncode:
+        raise subprocess.CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
+    return subprocess.CompletedProcess(process.args, returncode, stdout, stderr)
+
+
+def _kill(process: Popen[Any], group: bool) -> None:
+    # the leader has not been waited for, so its number is still its group's
+    if group and process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
