@@ -50,6 +50,8 @@ def execute_child_arguments(function: Any = subprocess.Popen._execute_child) -> 
 
 
 _ARGUMENTS = execute_child_arguments()
+#: (uid_t)-1: what setresuid(2) takes for "unchanged", so it is nobody's id
+_NO_ID = (1 << 32) - 1
 _PREEXEC_FN_POSITION = 5  # among the positional arguments of subprocess.Popen after args
 
 
@@ -273,6 +275,28 @@ def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def _pass_fds(fds: Iterable[Any]) -> tuple[int, ...]:
+    numbers = tuple(sorted(set(map(int, fds))))
+    if numbers and not 0 <= numbers[0] <= numbers[-1] < 1 << 31:
+        raise ValueError("bad value(s) in fds_to_keep")
+    return numbers
+
+
+def _id(number: int | None, what: str) -> int | None:
+    if number is not None and number >= _NO_ID:
+        raise OverflowError(f"{what} id {number} is too large")
+    return number
+
+
+def _groups(numbers: Iterable[int] | None) -> list[int] | None:
+    if numbers is None:
+        return None
+    groups = list(numbers)
+    if any(not 0 <= number < _NO_ID for number in groups):
+        raise ValueError("invalid group id")
+    return groups
+
+
 def _job(command: _Command, given: dict[str, Any]) -> Job:
     return Job(
         command.files,
@@ -280,10 +304,10 @@ def _job(command: _Command, given: dict[str, Any]) -> Job:
         _env_list(given["env"]),
         stdio=(given["p2cread"], given["c2pwrite"], given["errwrite"]),
         close_fds=bool(given["close_fds"]),
-        pass_fds=tuple(given["pass_fds"]),
+        pass_fds=_pass_fds(given["pass_fds"]),
         cwd=None if given["cwd"] is None else os.fsencode(given["cwd"]),
         umask=given["umask"],
-        ids=Ids(given["uid"], given["gid"], given["gids"]),
+        ids=Ids(_id(given["uid"], "user"), _id(given["gid"], "group"), _groups(given["gids"])),
         restore_signals=bool(given["restore_signals"]),
         new_session=bool(given["start_new_session"]),
         process_group=given.get("process_group", -1),
