@@ -28,7 +28,7 @@ class UserNs(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """One namespace to join. ``owner`` is its user namespace, or, of type user, itself; None where it is unknown."""
+    """One namespace to join. ``owner`` is its user namespace (None: unknown) or, of type user, itself."""
 
     row: NsType
     fd: int
@@ -75,31 +75,29 @@ def order(wanted: Sequence[Wanted], caller: Caller) -> list[Step]:
     have no power over yet, and the wanted one last. What no order is known for is tried before and after.
     """
     rest = [want for want in wanted if want.row.name != "user"]
-    goal = next((want.owner for want in wanted if want.row.name == "user"), None)
-    goal_fd = next((want.fd for want in wanted if want.row.name == "user"), -1)
-    user_flag = next((want.row.flag for want in wanted if want.row.name == "user"), 0)
+    user = next((want for want in wanted if want.row.name == "user"), None)
+    goal = user.owner if user is not None else None
     steps: list[Step] = []
     while True:
         ready = [want for want in rest if _may_join(caller, want)]
-        steps += [Step(want.fd, want.row.flag) for want in ready]
         rest = [want for want in rest if want not in ready]
-        stop = _next_user(rest, caller, goal)
-        if stop is None:
+        steps += [Step(want.fd, want.row.flag) for want in ready]
+        if user is None or goal is None or caller.user == goal.id:
             break
-        steps.append(Step(goal_fd if goal and stop.id == goal.id else stop.fd, user_flag))
+        stop = _next_user(rest, caller, goal) or goal
+        steps.append(Step(user.fd if stop is goal else stop.fd, user.row.flag))
         caller = Caller(stop.id, caller.uid, True)
-    if goal_fd >= 0 and (goal is None or goal.id != caller.user):
-        steps.append(Step(goal_fd, user_flag))
-        first = [Step(want.fd, want.row.flag, TRY) for want in rest]
-        return first + steps + [Step(want.fd, want.row.flag, AGAIN) for want in rest]
-    return steps + [Step(want.fd, want.row.flag) for want in rest]
+    if user is None:
+        return steps + [Step(want.fd, want.row.flag) for want in rest]
+    before = [Step(want.fd, want.row.flag, TRY) for want in rest]
+    return before + steps + [Step(want.fd, want.row.flag, AGAIN) for want in rest]
 
 
 def _may_join(caller: Caller, want: Wanted) -> bool:
     return caller.admin and want.owner is not None and has_power(caller, want.owner)
 
 
-def _next_user(rest: Sequence[Wanted], caller: Caller, goal: UserNs | None) -> UserNs | None:
+def _next_user(rest: Sequence[Wanted], caller: Caller, goal: UserNs) -> UserNs | None:
     """The outermost user namespace on the way to ``goal`` that owns something in ``rest``, if we may enter it."""
     owners = {want.owner.id for want in rest if want.owner is not None}
     for user in reversed(list(lineage(goal))):

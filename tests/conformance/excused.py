@@ -1,6 +1,6 @@
 """The cases of test.test_subprocess that nsjoin.Popen need not pass, each with its reason.
 
-``HARMFUL`` cases are not even run: they would hit the runner. The rest run, and an excuse that is not needed is an error.
+``HARMFUL`` cases are not even run: they would hit the runner. The rest run; an excuse that is not needed is an error.
 """
 
 from __future__ import annotations
