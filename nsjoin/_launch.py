@@ -16,16 +16,21 @@ import tempfile
 import threading
 import time
 from array import array
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _shim
+from ._nstype import BY_NAME
 from ._shim import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from ._plan import Step
     from ._setns import CData
+
+    #: Yields descriptors to wait for, takes nothing, returns a pid.
+    Launch = Generator[int, None, int]
 
 
 class At(enum.IntEnum):
@@ -78,7 +83,7 @@ class Job:
     """Everything that the joiner has to know.
 
     ``fork``: the program is a child of the joiner, born in the PID namespace that was joined. ``at_home``: the joiner
-    is to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV.
+    is to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV; ``go_home`` sees to it.
     """
 
     __slots__ = (
@@ -89,6 +94,7 @@ class Job:
         "env",
         "files",
         "fork",
+        "go_home",
         "ids",
         "joins",
         "new_session",
@@ -129,6 +135,7 @@ class Job:
         self.joins = joins
         self.fork = fork
         self.at_home = at_home
+        self.go_home = False
         self.root = root
         self.cwd = cwd
         self.umask = umask
@@ -326,7 +333,7 @@ _in_flight: dict[int, CData] = {}
 #: Children that had been killed but did not end in time (hung in the kernel); reaped by a later launch.
 _unreaped: list[int] = []
 
-_REAP_SECONDS = 2.0
+_REAP_SECONDS = 0.5
 
 
 def _forget_launches_of_the_parent() -> None:
@@ -339,11 +346,12 @@ def _forget_launches_of_the_parent() -> None:
 os.register_at_fork(after_in_child=_forget_launches_of_the_parent)
 
 
-def launch(job: Job, deadline: float | None = None) -> int:
-    """Carry out ``job`` and return the pid of the program, our direct child.
+def launch(job: Job) -> Launch:
+    """Carry out ``job``; the result is the pid of the program, our direct child, once it has been exec'd.
 
-    Returns once the program has been exec'd. ``deadline`` is a time of ``time.monotonic``. Failed, Expired, ValueError
-    (NUL in a string), OSError (no process or descriptor to be had); or whatever a signal handler raises meanwhile.
+    A generator, so that threads (``wait``) and event loops (``aio``) can wait each in their way: it yields a descriptor
+    that hangs up (POLLHUP) when there is news. Whatever is thrown into it ends what was started and comes out again.
+    Failed, ValueError (NUL in a string), OSError (no process or descriptor to be had).
     """
     if _unreaped:
         _reap_late()
@@ -354,20 +362,34 @@ def launch(job: Job, deadline: float | None = None) -> int:
         _shim.check(lib.nsjoin_prepare(work))
         image, image_is_ours = _image.open()
         try:
-            return _run(job, work, image, deadline)
+            return (yield from _run(job, work, image))
         except Failed as failed:
             if image_is_ours or failed.at != At.LAUNCH or failed.errno != errno.EACCES:
                 raise
             _image.memfd_does_not_run()
-        return launch(job, deadline)
     finally:
         lib.nsjoin_finish(work)
         del _in_flight[id(work)]
         if image_is_ours:
             os.close(image)
+    return (yield from launch(job))
 
 
-def _run(job: Job, work: Any, image: int, deadline: float | None) -> int:
+def wait(launching: Launch, deadline: float | None = None) -> int:
+    """Wait in this thread for the result of ``launch``, or of what delegates to it.
+
+    Python's signal handlers run meanwhile, and may raise. ``deadline`` is a time of ``time.monotonic``: Expired.
+    """
+    try:
+        while True:
+            _wait_for_news(next(launching), deadline)
+    except StopIteration as stop:
+        return int(stop.value)
+    finally:
+        launching.close()  # an exception while we waited: ends what was started
+
+
+def _run(job: Job, work: Any, image: int) -> Launch:
     needed = {work.barrier[1]}
     needed.update([step.fd for step in job.joins])
     if job.root >= 0:
@@ -377,13 +399,35 @@ def _run(job: Job, work: Any, image: int, deadline: float | None) -> int:
     _write_all(work.plan, pack(job, private, needed))
     lent = [work.plan, *private, *sources, *job.pass_fds]
     try:
-        _shim.check(lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home))
+        started = _begin(job, work, image, lent)
         lib.nsjoin_close_barrier(work)
-        _wait_for_exec(work.barrier[0], deadline)
+        _shim.check(started)
+        yield work.barrier[0]
     except BaseException:
         _abort(work)
         raise
     return _settle(job, work)
+
+
+def _begin(job: Job, work: Any, image: int, lent: list[int]) -> int:
+    if not job.go_home:
+        return lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home)
+    with _home():
+        return lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home)
+
+
+@contextmanager
+def _home() -> Iterator[None]:
+    """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
+    row = BY_NAME["pid"]
+    with ExitStack() as stack:
+        own = _shim.own_namespace(row)
+        stack.callback(os.close, own)
+        away = _shim.own_namespace(row, for_children=True)
+        stack.callback(os.close, away)
+        _shim.setns(own, row.flag)
+        stack.callback(_shim.setns, away, row.flag)
+        yield
 
 
 def _ends_at_exec(fd: int, close_fds: bool) -> bool:
@@ -396,10 +440,9 @@ def _ends_at_exec(fd: int, close_fds: bool) -> bool:
         return True
 
 
-def _wait_for_exec(barrier: int, deadline: float | None) -> None:
-    """Wait until nobody holds the write end any more. Python's signal handlers run meanwhile, and may raise."""
+def _wait_for_news(barrier: int, deadline: float | None) -> None:
     poll = select.poll()
-    poll.register(barrier, 0)  # POLLHUP is always told
+    poll.register(barrier, 0)  # POLLHUP is always told: nobody holds the write end any more
     while True:
         if deadline is None:
             if poll.poll():

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
 from ._accounts import numbers
-from ._launch import Ids, Job, environment
+from ._launch import Ids, Job, environment, wait
 from ._namespace import Namespace
 from ._nstype import select
 from ._start import MNT, USER, differs, start
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Literal, Unpack
 
     from ._keywords import Command, SpawnKeywords
+    from ._launch import Launch
     from ._nstype import NsType
     from ._target import Checked, TargetLike
 
@@ -241,13 +242,17 @@ class Popen(subprocess.Popen[AnyStr]):
         job = _job(command, given)
         if self._new_group and not job.new_session:
             job.process_group = 0
-        self.pid = start(
-            job, self._checked_target, self._wanted, self._fork, self._deadline, command.name, given["cwd"]
-        )
+        starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"])
+        self._finish_start(starting, [given[name] for name in _PIPES])
+
+    def _finish_start(self, starting: Launch, pipes: list[int]) -> None:
+        """Wait until the program runs. aio overrides this: it waits in its own way."""
+        self._started(wait(starting, self._deadline), pipes)
+
+    def _started(self, pid: int, pipes: list[int]) -> None:
+        self.pid = pid
         self._child_created = True
-        self._close_pipe_fds(  # type: ignore[attr-defined]
-            *(given[name] for name in _PIPES)
-        )
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
 
 @contextmanager

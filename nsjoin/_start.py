@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from . import _identity, _ownership, _plan, _reason, _shim
@@ -16,9 +16,9 @@ from ._target import OpenTarget
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from ._launch import Job
+    from ._launch import Job, Launch
     from ._nstype import NsType
     from ._target import Checked, Target
     from .exceptions import NamespaceError
@@ -39,11 +39,10 @@ def start(
     checked: Checked,
     wanted: tuple[NsType, ...] | None,
     fork: bool,
-    deadline: float | None,
     name: Any = None,
     cwd: Any = None,
-) -> int:
-    """Start ``job`` in the namespaces ``wanted`` (None: all) of a target; return the program's pid.
+) -> Launch:
+    """Start ``job`` in the namespaces ``wanted`` (None: all) of a target; the result is the program's pid.
 
     ``name`` and ``cwd`` are the file names of subprocess's errors. JoinError, TargetGoneError, NamespaceError, OSError,
     and what ``launch`` raises but Failed.
@@ -51,37 +50,35 @@ def start(
     with OpenTarget(checked) as target:
         try:
             if target.process is None:
-                return _start_by_descriptors(job, target, _chosen(target.namespaces, wanted), fork, deadline)
-            return _start_by_process(job, target, target.process, wanted, fork, deadline)
+                return (yield from _start_by_descriptors(job, target, _chosen(target.namespaces, wanted), fork))
+            return (yield from _start_by_process(job, target, target.process, wanted, fork))
         except Failed as failed:
             raise _explain(failed, target, name, cwd) from None
 
 
 def _start_by_process(
-    job: Job, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool, deadline: float | None
-) -> int:
+    job: Job, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
+) -> Launch:
     if process.pidfd >= 0:
         rows = _to_join(process, wanted)
         steps = [_plan.Step(process.pidfd, mask(rows))] if rows else []
         try:
-            return _launch(job, target, rows, steps, fork, deadline)
+            return (yield from _launch(job, target, rows, steps, fork))
         except Failed as failed:
             if failed.at != At.JOIN or failed.errno not in _TRY_DESCRIPTORS:
                 raise
     rows = _differing(process, wanted)
     with ExitStack() as stack:
         namespaces = [stack.enter_context(process.namespace(row.name)) for row in rows]
-        return _start_by_descriptors(job, target, namespaces, fork, deadline)
+        return (yield from _start_by_descriptors(job, target, namespaces, fork))
 
 
-def _start_by_descriptors(
-    job: Job, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool, deadline: float | None
-) -> int:
+def _start_by_descriptors(job: Job, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool) -> Launch:
     rows = tuple(BY_NAME[namespace.nstype] for namespace in namespaces)
     with ExitStack() as stack:
         steps = _plan.order(_ownership.wanted(namespaces, stack), _ownership.caller()) if namespaces else []
         try:
-            return _launch(job, target, rows, steps, fork, deadline)
+            return (yield from _launch(job, target, rows, steps, fork))
         except Failed as failed:
             if failed.at != At.JOIN:
                 raise
@@ -141,8 +138,7 @@ def _launch(
     rows: tuple[NsType, ...],
     steps: Sequence[_plan.Step],
     fork: bool,
-    deadline: float | None,
-) -> int:
+) -> Launch:
     """Launch with ``steps`` and what follows from them: a fork, the target's root, who the program runs as."""
     job.joins = steps
     job.at_home = PID in rows
@@ -154,32 +150,22 @@ def _launch(
             job.ids = _identity.inside(asked, target.process)
         if MNT in rows and target.process is not None:
             job.root = root = target.process.open_root()
-        return _launch_at_home(job, deadline)
+        return (yield from _launch_at_home(job))
     finally:
         job.ids, job.root = asked, -1
         if root >= 0:
             os.close(root)
 
 
-def _launch_at_home(job: Job, deadline: float | None) -> int:
+def _launch_at_home(job: Job) -> Launch:
+    job.go_home = False
     try:
-        return launch(job, deadline)
+        return (yield from launch(job))
     except Failed as failed:
         if failed.at != At.LAUNCH or failed.errno != errno.EXDEV:
             raise
-    with _home():
-        return launch(job, deadline)
-
-
-@contextmanager
-def _home() -> Iterator[None]:
-    """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
-    with Namespace.current("pid") as own, Namespace.current("pid", for_children=True) as away:
-        _shim.setns(own.fileno(), PID.flag)
-        try:
-            yield
-        finally:
-            _shim.setns(away.fileno(), PID.flag)
+    job.go_home = True
+    return (yield from launch(job))
 
 
 # --- errors -------------------------------------------------------------------------------------------------
