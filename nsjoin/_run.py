@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
     from ._keywords import Command, SpawnKeywords
     from ._target import TargetLike
+
+_STATUS_IS_LOST = (
+    "the program has ended, but its exit status is lost: this process ignores SIGCHLD, or something in it has waited "
+    "for all children (waitpid(-1))"
+)
 
 
 @overload
@@ -130,7 +136,8 @@ def run_in(
     ``timeout`` (seconds) counts from the call and ends the wait for exec too: something inside may hold the program
     up before it. When it expires, or another exception ends the wait, the program is killed and reaped; with
     ``kill_group`` it gets a process group of its own, and all of that is killed. subprocess.TimeoutExpired,
-    subprocess.CalledProcessError (``check=True``), and what ``Popen`` raises.
+    subprocess.CalledProcessError (``check=True``), and what ``Popen`` raises; ChildProcessError if the exit status
+    cannot be had, since this process ignores SIGCHLD or has a waitpid(-1) elsewhere; subprocess.run says 0 there.
     """
     if input is not None:
         if popen_kwargs.get("stdin") is not None:
@@ -159,6 +166,8 @@ def run_in(
             raise
         returncode = process.poll()
     assert returncode is not None
+    if process._status_is_lost:
+        raise ChildProcessError(errno.ECHILD, _STATUS_IS_LOST)
     if check and returncode:
         raise subprocess.CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
     return subprocess.CompletedProcess(process.args, returncode, stdout, stderr)

@@ -127,6 +127,7 @@ class Popen(subprocess.Popen[AnyStr]):
     _fork: bool
     _deadline: float | None
     _new_group: bool
+    _status_is_lost = False
 
     if TYPE_CHECKING:
 
@@ -248,6 +249,14 @@ class Popen(subprocess.Popen[AnyStr]):
     def _finish_start(self, starting: Launch, pipes: list[int]) -> None:
         """Wait until the program runs. aio overrides this: it waits in its own way."""
         self._started(wait(starting, self._deadline), pipes)
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        """Overrides subprocess.Popen, to know when it has to guess: ``returncode`` is 0 then, as with subprocess."""
+        try:
+            return os.waitpid(self.pid, wait_flags)
+        except ChildProcessError:
+            self._status_is_lost = True
+            return self.pid, 0
 
     def _started(self, pid: int, pipes: list[int]) -> None:
         self.pid = pid

@@ -5,9 +5,9 @@ import stat
 import warnings
 
 import pytest
+from conftest import IS_ROOT, requires_root
 
 import nsjoin
-from conftest import IS_ROOT, requires_root
 from nsjoin import Namespace, NamespaceId, NotANamespaceError, _nstype, _shim
 
 ALL = tuple(_nstype.BY_NAME)

@@ -42,7 +42,7 @@ def test_a_target_is_one_process(sleeper, either_way):
         if either_way == "by pidfd":
             signal.pidfd_send_signal(target.fileno(), 0)
         else:
-            with pytest.raises(nsjoin.NamespaceError, match="Linux 5.3"):
+            with pytest.raises(nsjoin.NamespaceError, match=r"Linux 5\.3"):
                 target.fileno()
     assert target.closed
     assert target.pid == sleeper.pid
