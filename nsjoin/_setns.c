@@ -243,6 +243,8 @@ static int back_to_mount(struct nsjoin_stay *stay, int fd)
 int nsjoin_leave(struct nsjoin_stay *stay)
 {
     int first = 0;
+    if (stay->stage == 0) /* not begun: all zero, and 0 is somebody's stdin */
+        return 0;
     for (int i = stay->n - 1; i >= 0; i--) {
         int error = 0;
         if (stay->joined & stay->nstypes[i])
