@@ -53,9 +53,7 @@ class Process:
                 pidfd = _shim.pidfd_open(pid, _shim.PIDFD_THREAD)
         except OSError as refused:
             if refused.errno in _NO_PIDFD:
-                process = cls(pid, -1, _open_proc(pid))
-                _check_proc(pid)
-                return process
+                return cls(pid, -1, _open_own_proc(pid))
             raise error(
                 NamespaceError, refused.errno or 0, "pidfd_open", target=f"process {pid}", reason=_pidfd_reason(refused)
             ) from None
@@ -187,9 +185,7 @@ class Process:
         except NamespaceError:
             raise
         except OSError as refused:
-            raise error(
-                NamespaceError, refused.errno or 0, "open root", target=self.words(), reason=self._reason(refused, None)
-            ) from None
+            raise self._refused(refused, None, "open root") from None
 
     def read_proc(self, name: str) -> str:
         """Return the text of one file of this process's /proc directory."""
@@ -239,12 +235,12 @@ class Process:
             return "it is a zombie: it has ended and has no namespaces, only its parent has not waited for it"
         return "the process has ended" if state == "gone" else None
 
-    def _refused(self, refused: OSError, row: NsType | None) -> NamespaceError:
+    def _refused(self, refused: OSError, row: NsType | None, step: str = "open") -> NamespaceError:
         gone = self.gone_reason()
         number = errno.ESRCH if gone else refused.errno or 0
         reason = gone or self._reason(refused, row)
         return error(
-            NamespaceError, number, "open", nstype=row.name if row else None, target=self.words(), reason=reason
+            NamespaceError, number, step, nstype=row.name if row else None, target=self.words(), reason=reason
         )
 
     def _reason(self, refused: OSError, row: NsType | None) -> str | None:
@@ -297,6 +293,16 @@ def _open_proc(pid: int) -> int:
             target=f"process {pid}",
             reason=_hidden_reason(pid),
         ) from None
+    return fd
+
+
+def _open_own_proc(pid: int) -> int:
+    fd = _open_proc(pid)
+    try:
+        _check_proc(pid)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
