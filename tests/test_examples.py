@@ -1,0 +1,99 @@
+"""Every example runs to its end, and by that has checked itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import IS_ROOT, requires_root
+
+import nsjoin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = sorted(Path(__file__).parent.parent.glob("examples/[!_]*.py"))
+INSIDE = Path(__file__).parent.parent / "examples" / "inside.py"
+SKIPPED = 77
+
+
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    options.update(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    return subprocess.run(command, **options)
+
+
+def test_there_are_examples():
+    assert {"inside.py", "socket_inside.py", "chained_targets.py"} <= {example.name for example in EXAMPLES}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_an_example_runs(example):
+    result = run([sys.executable, "-W", "error", "-X", "dev", str(example)])
+    if result.returncode == SKIPPED and not IS_ROOT:
+        # what is for root alone tells an ordinary user how to run it all the same
+        hint = result.stdout.splitlines()[-1]
+        assert hint.startswith("unshare --map-root-user ")
+        result = run(shlex.split(hint))
+    assert result.returncode == 0, result.stdout
+
+
+def test_what_inside_shows_is_so():
+    result = run([sys.executable, str(INSIDE)])
+    statements = [line.split(None, 1) for line in result.stdout.splitlines() if line.startswith(("ok ", "NOT SO"))]
+    assert [(word, text[:3]) for word, text in statements] == (
+        [("ok", "(a)")] * 3 + [("ok", "(b)")] * 3 + [("ok", "(c)")] * 3
+    )
+
+
+def test_inside_fails_where_something_is_not_so(tmp_path):
+    # a spawn_in that ignores fork: both programs are inside, and (a) is not so
+    (tmp_path / "broken.py").write_text(
+        "import runpy, sys, nsjoin\n"
+        "right = nsjoin.spawn_in\n"
+        "nsjoin.spawn_in = lambda *args, fork, **keywords: right(*args, **keywords)\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "runpy.run_path(sys.argv[1] + '/inside.py', run_name='__main__')\n"
+    )
+    result = run([sys.executable, str(tmp_path / "broken.py"), str(INSIDE.parent)])
+    assert result.returncode == 1
+    assert "NOT SO (a) the program is outside" in result.stdout
+
+
+@pytest.fixture
+def readable_copy() -> Iterator[Path]:
+    """What an ordinary user needs to run the examples: venv, checkout and pytest's tmp_path may all be root's alone."""
+    backend = pytest.importorskip("_cffi_backend", reason="PyPy has its own").__file__
+    if backend is None:
+        pytest.skip("PyPy's cffi cannot be copied; .ci/run makes an installation for an ordinary user")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(Path(nsjoin.__file__).parent, folder / "nsjoin")
+        shutil.copytree(INSIDE.parent, folder / "examples")
+        shutil.copy(backend, folder)
+        folder.chmod(0o755)
+        yield folder
+
+
+@requires_root
+def test_inside_runs_as_an_ordinary_user(readable_copy):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = shutil.which(f"python{version}", path="/usr/bin:/usr/local/bin")
+    if python is None:
+        pytest.skip(f"no Python {version} that an ordinary user can run; .ci/run does this with the system's")
+    result = run(
+        [python, str(readable_copy / "examples" / "inside.py")],
+        env={"PYTHONPATH": str(readable_copy), "PATH": os.environ["PATH"]},
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        cwd="/",
+    )
+    assert result.returncode == 0, result.stdout
+    assert "An ordinary user may not enter" in result.stdout
