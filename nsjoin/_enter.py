@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ContextDecorator, ExitStack
+from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Optional
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 #: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
 _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
 
+
+#: PROC_USER_INIT_INO: the inode number of the first user namespace, on every kernel that has them.
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
 _STAY = ffi.typeof("struct nsjoin_stay *")
 
@@ -194,7 +198,14 @@ def _trip(rows: Sequence[NsType], moves: Sequence[tuple[int, int]], root: int = 
     trip.n_moves = len(moves)
     trip.moves = moves
     trip.root = root
+    trip.check_way_back = _has_ancestors()
     return trip
+
+
+@cache
+def _has_ancestors() -> bool:
+    """Whether our user namespace is not the first one, so that our other namespaces may belong to an ancestor of it."""
+    return os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE
 
 
 def _namespace_trip(namespaces: Sequence[Namespace], root: int = -1) -> CData:
@@ -210,6 +221,12 @@ def _enter(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
     if result == 0 or stay.stage == lib.NSJOIN_MOVE:
         return -result
     row = rows[min(stay.failed, len(rows) - 1)]
+    if stay.stage == lib.NSJOIN_NO_WAY_BACK:
+        no_way_back = (
+            f"there would be no way back, since the {row.name} namespace that we are in belongs to a user namespace "
+            "outside of ours; use spawn_in"
+        )
+        raise error(JoinError, -result, "enter", nstype=row.name, reason=no_way_back)
     if stay.stage == lib.NSJOIN_BACK:
         raise _restore_error(-result, row)
     step, reason = "save", None

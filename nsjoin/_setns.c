@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#define NS_GET_USERNS 0xb701 /* linux/nsfs.h, which musl has not */
+
 #include "joiner_image.h" /* the joiner as bytes: static const unsigned char joiner_image[] */
 
 /* By number, since libc may be older than the kernel, and musl has no wrappers for some; these are the same everywhere. */
@@ -160,6 +162,16 @@ static int open_place(const char *path)
 }
 
 /* Opens all that the way back needs: after the moves neither /proc nor a path can be relied on. */
+/* setns(2) to a namespace wants CAP_SYS_ADMIN over its owner. Over a user namespace that is neither ours nor a descendant
+ * of ours nobody has it, and NS_GET_USERNS (Linux 4.9) says EPERM for exactly those. */
+static int check_way_back(int fd)
+{
+    int owner = nsjoin_ioctl(fd, NS_GET_USERNS);
+    if (owner >= 0)
+        close(owner);
+    return owner == -EPERM ? owner : 0;
+}
+
 static int save(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
 {
     for (int i = 0; i < trip->n; i++) {
@@ -170,6 +182,10 @@ static int save(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
             if (stay->saved[i] < 0)
                 return stay->saved[i];
             stay->n = i + 1;
+        }
+        if (trip->check_way_back && check_way_back(stay->saved[i]) < 0) {
+            stay->stage = NSJOIN_NO_WAY_BACK;
+            return -EPERM;
         }
         if (trip->nstypes[i] != CLONE_NEWNS)
             continue;

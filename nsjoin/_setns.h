@@ -96,9 +96,10 @@ struct nsjoin_trip {
     int32_t n_moves;
     struct { int32_t fd; uint32_t nstypes; } moves[8];
     int32_t root;               /* an O_PATH descriptor, -1: none */
+    int32_t check_way_back;     /* of each that is saved: whether it belongs to our user namespace or a descendant */
 };
 
-enum nsjoin_stage { NSJOIN_SAVE = 1, NSJOIN_MOVE, NSJOIN_ROOT, NSJOIN_BACK };
+enum nsjoin_stage { NSJOIN_SAVE = 1, NSJOIN_NO_WAY_BACK, NSJOIN_MOVE, NSJOIN_ROOT, NSJOIN_BACK };
 
 /* A thread's stay in other namespaces: what it needs for the way back. Filled and emptied by C, so that no exception
  * between a call and an assignment can lose a descriptor or leave the thread inside. */

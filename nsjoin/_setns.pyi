@@ -50,6 +50,7 @@ class _Lib:
     NSJOIN_MOVE: Final[int]
     NSJOIN_ROOT: Final[int]
     NSJOIN_BACK: Final[int]
+    NSJOIN_NO_WAY_BACK: Final[int]
     NSJOIN_TRY: Final[int]
     NSJOIN_AGAIN: Final[int]
     def nsjoin_setns(self, fd: int, nstypes: int) -> int: ...
