@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -50,6 +51,17 @@ def test_what_inside_shows_is_so():
     assert [(word, text[:3]) for word, text in statements] == (
         [("ok", "(a)")] * 3 + [("ok", "(b)")] * 3 + [("ok", "(c)")] * 3
     )
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r" +", " ", re.sub(r"\d+", "N", text))
+
+
+@requires_root  # what an ordinary user sees differs by a sentence
+def test_readme_shows_what_inside_prints():
+    readme = (INSIDE.parent.parent / "README.md").read_text()
+    output = run([sys.executable, str(INSIDE)]).stdout
+    assert _without_numbers(output) in _without_numbers(readme)
 
 
 def test_inside_fails_where_something_is_not_so(tmp_path):
