@@ -6,6 +6,7 @@ printed, and is no failure.
 
 from __future__ import annotations
 
+import importlib
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def made(*arguments: Any) -> Case:
 def pyroute2_cases(pid: int) -> dict[str, Case]:
     """pyroute2 is no dependency: measured where it is installed."""
     try:
-        from pyroute2 import netns
+        netns = importlib.import_module("pyroute2.netns")  # whether or not it is there, the types are the same
     except ImportError:
         return {}
     path, own_path = f"/proc/{pid}/ns/net", f"/proc/{os.getpid()}/ns/net"
