@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 #: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
 _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
 
-
 #: PROC_USER_INIT_INO: the inode number of the first user namespace, on every kernel that has them.
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
 

@@ -239,9 +239,7 @@ class Process:
         gone = self.gone_reason()
         number = errno.ESRCH if gone else refused.errno or 0
         reason = gone or self._reason(refused, row)
-        return error(
-            NamespaceError, number, step, nstype=row.name if row else None, target=self.words(), reason=reason
-        )
+        return error(NamespaceError, number, step, nstype=row.name if row else None, target=self.words(), reason=reason)
 
     def _reason(self, refused: OSError, row: NsType | None) -> str | None:
         if refused.errno in (errno.EACCES, errno.EPERM):

@@ -11,8 +11,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#define NS_GET_USERNS 0xb701 /* linux/nsfs.h, which musl has not */
-
 #include "joiner_image.h" /* the joiner as bytes: static const unsigned char joiner_image[] */
 
 /* By number, since libc may be older than the kernel, and musl has no wrappers for some; these are the same everywhere. */
@@ -28,6 +26,7 @@
 enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
     K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
+    K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
     K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
 };
 
@@ -161,17 +160,17 @@ static int open_place(const char *path)
     return result(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
-/* Opens all that the way back needs: after the moves neither /proc nor a path can be relied on. */
 /* setns(2) to a namespace wants CAP_SYS_ADMIN over its owner. Over a user namespace that is neither ours nor a descendant
  * of ours nobody has it, and NS_GET_USERNS (Linux 4.9) says EPERM for exactly those. */
 static int check_way_back(int fd)
 {
-    int owner = nsjoin_ioctl(fd, NS_GET_USERNS);
+    int owner = nsjoin_ioctl(fd, K_NS_GET_USERNS);
     if (owner >= 0)
         close(owner);
     return owner == -EPERM ? owner : 0;
 }
 
+/* Opens all that the way back needs: after the moves neither /proc nor a path can be relied on. */
 static int save(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
 {
     for (int i = 0; i < trip->n; i++) {
