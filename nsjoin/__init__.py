@@ -1,12 +1,17 @@
 """Join existing Linux namespaces from Python, correctly: what nsenter(1) is for shells, as a library."""
 
 from . import exceptions
+from ._call import call_in
 from ._enter import enter
 from ._namespace import Namespace, NamespaceId
 from ._run import run_in
 from ._spawn import Popen, spawn_in
 from ._target import Target
 from .exceptions import (
+    CallDiedError,
+    CallError,
+    CallExitError,
+    CallResultError,
     JoinError,
     JoinPermissionError,
     NamespaceError,
@@ -18,6 +23,10 @@ from .exceptions import (
 )
 
 __all__ = [
+    "CallDiedError",
+    "CallError",
+    "CallExitError",
+    "CallResultError",
     "JoinError",
     "JoinPermissionError",
     "Namespace",
@@ -30,6 +39,7 @@ __all__ = [
     "RestoreError",
     "Target",
     "TargetGoneError",
+    "call_in",
     "enter",
     "exceptions",
     "run_in",

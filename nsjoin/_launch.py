@@ -17,7 +17,7 @@ import threading
 import time
 from array import array
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import _shim
 from ._nstype import BY_NAME
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     #: Yields descriptors to wait for, takes nothing, returns a pid.
     Launch = Generator[int, None, int]
+
+
+T = TypeVar("T")
 
 
 class At(enum.IntEnum):
@@ -105,6 +108,10 @@ class Job:
         "stdio",
         "umask",
     )
+
+    def launch(self) -> Launch:
+        """``launch`` for this job."""
+        return launch(self)
 
     def __init__(
         self,
@@ -375,8 +382,8 @@ def launch(job: Job) -> Launch:
     return (yield from launch(job))
 
 
-def wait(launching: Launch, deadline: float | None = None) -> int:
-    """Wait in this thread for the result of ``launch``, or of what delegates to it.
+def wait(launching: Generator[int, None, T], deadline: float | None = None) -> T:
+    """Wait in this thread for the result of ``launch``, or of another generator that yields descriptors.
 
     Python's signal handlers run meanwhile, and may raise. ``deadline`` is a time of ``time.monotonic``: Expired.
     """
@@ -384,7 +391,7 @@ def wait(launching: Launch, deadline: float | None = None) -> int:
         while True:
             _wait_for_news(next(launching), deadline)
     except StopIteration as stop:
-        return int(stop.value)
+        return stop.value  # type: ignore[no-any-return]
     finally:
         launching.close()  # an exception while we waited: ends what was started
 
@@ -412,12 +419,12 @@ def _run(job: Job, work: Any, image: int) -> Launch:
 def _begin(job: Job, work: Any, image: int, lent: list[int]) -> int:
     if not job.go_home:
         return lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home)
-    with _home():
+    with home():
         return lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home)
 
 
 @contextmanager
-def _home() -> Iterator[None]:
+def home() -> Iterator[None]:
     """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
     row = BY_NAME["pid"]
     with ExitStack() as stack:
@@ -442,7 +449,7 @@ def _ends_at_exec(fd: int, close_fds: bool) -> bool:
 
 def _wait_for_news(barrier: int, deadline: float | None) -> None:
     poll = select.poll()
-    poll.register(barrier, 0)  # POLLHUP is always told: nobody holds the write end any more
+    poll.register(barrier, select.POLLIN)  # of a barrier, POLLHUP: nobody holds the write end any more
     while True:
         if deadline is None:
             if poll.poll():
@@ -476,12 +483,13 @@ def _settle(job: Job, work: Any) -> int:
 def _abort(work: Any) -> None:
     """End what the launch has started. The joiner first: while it lives it may still clone; then what it has cloned."""
     try:
-        _end(work.joiner)
+        end(work.joiner)
     finally:
-        _end(_report(work)[0])
+        end(_report(work)[0])
 
 
-def _end(pid: int) -> None:
+def end(pid: int) -> None:
+    """Kill and reap a child of ours; one that hangs in the kernel is reaped by a later launch."""
     if pid <= 0:
         return
     try:

@@ -55,6 +55,11 @@ int nsjoin_pidfd_send_signal(int pidfd, int signal)
     return result(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
 }
 
+int nsjoin_prctl(int option, unsigned long value)
+{
+    return result(syscall(SYS_prctl, option, value, 0, 0, 0));
+}
+
 int nsjoin_ioctl(int fd, unsigned long request)
 {
     return result(syscall(SYS_ioctl, fd, request, 0)); /* the PIDFD_GET_* requests want a third argument of 0 */

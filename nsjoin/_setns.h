@@ -79,6 +79,7 @@ int nsjoin_setns(int fd, int nstypes);
 int nsjoin_unshare(int nstypes);
 int nsjoin_pidfd_open(int pid, unsigned int flags);
 int nsjoin_pidfd_send_signal(int pidfd, int signal);
+int nsjoin_prctl(int option, unsigned long value);
 int nsjoin_ioctl(int fd, unsigned long request);
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
 /* openat2(2) with RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */

@@ -67,6 +67,17 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
     check(lib.nsjoin_pidfd_send_signal(pidfd, signal))
 
 
+def die_with_parent() -> None:
+    """Let SIGKILL end this process when the thread that forked it ends (PR_SET_PDEATHSIG). New ids undo it."""
+    check(lib.nsjoin_prctl(1, 9))
+
+
+def be_undumpable() -> None:
+    """Keep this process's memory and /proc from everybody without CAP_SYS_PTRACE where it was started
+    (PR_SET_DUMPABLE), and from core files."""
+    check(lib.nsjoin_prctl(4, 0))
+
+
 def pidfd_pid(pidfd: int) -> int:
     """The pid of a pidfd's process as this process sees it (PIDFD_GET_INFO, Linux 6.13)."""
     info = ffi.new("unsigned char[]", _PIDFD_INFO_MASK_PID + bytes(_PIDFD_INFO_SIZE - 8))

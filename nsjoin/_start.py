@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from . import _identity, _ownership, _plan, _reason, _shim
-from ._launch import At, Failed, launch
+from ._launch import At, Failed
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
 from ._process import own_inodes
@@ -18,10 +18,25 @@ from .exceptions import JoinError, error
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ._launch import Job, Launch
+    from typing_extensions import Protocol
+
+    from ._launch import Ids, Launch
     from ._nstype import NsType
     from ._target import Checked, Target
     from .exceptions import NamespaceError
+
+    class Startable(Protocol):
+        """A job for the joiner, or for a forked child."""
+
+        joins: Sequence[_plan.Step]
+        fork: bool
+        at_home: bool
+        go_home: bool
+        root: int
+        ids: Ids
+
+        def launch(self) -> Launch: ...
+
 
 #: Answers of setns(2) with a pidfd after which descriptors may still do: an old kernel (5.8 has it), a seccomp filter,
 #: an owner who has to be entered first. They also tell which namespace it was.
@@ -35,7 +50,7 @@ _NEVER_ONES_OWN = (USER, MNT)
 
 
 def start(
-    job: Job,
+    job: Startable,
     checked: Checked,
     wanted: tuple[NsType, ...] | None,
     fork: bool,
@@ -57,7 +72,7 @@ def start(
 
 
 def _start_by_process(
-    job: Job, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
+    job: Startable, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
 ) -> Launch:
     if process.pidfd >= 0:
         rows = _to_join(process, wanted)
@@ -73,7 +88,7 @@ def _start_by_process(
         return (yield from _start_by_descriptors(job, target, namespaces, fork))
 
 
-def _start_by_descriptors(job: Job, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool) -> Launch:
+def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool) -> Launch:
     rows = tuple(BY_NAME[namespace.nstype] for namespace in namespaces)
     with ExitStack() as stack:
         steps = _plan.order(_ownership.wanted(namespaces, stack), _ownership.caller()) if namespaces else []
@@ -133,7 +148,7 @@ def _chosen(namespaces: Sequence[Namespace], wanted: tuple[NsType, ...] | None) 
 
 
 def _launch(
-    job: Job,
+    job: Startable,
     target: OpenTarget,
     rows: tuple[NsType, ...],
     steps: Sequence[_plan.Step],
@@ -157,15 +172,15 @@ def _launch(
             os.close(root)
 
 
-def _launch_at_home(job: Job) -> Launch:
+def _launch_at_home(job: Startable) -> Launch:
     job.go_home = False
     try:
-        return (yield from launch(job))
+        return (yield from job.launch())
     except Failed as failed:
         if failed.at != At.LAUNCH or failed.errno != errno.EXDEV:
             raise
     job.go_home = True
-    return (yield from launch(job))
+    return (yield from job.launch())
 
 
 # --- errors -------------------------------------------------------------------------------------------------

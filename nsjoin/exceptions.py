@@ -6,6 +6,10 @@ import errno as _errno
 import os
 
 __all__ = [
+    "CallDiedError",
+    "CallError",
+    "CallExitError",
+    "CallResultError",
     "JoinError",
     "JoinPermissionError",
     "NamespaceError",
@@ -77,6 +81,32 @@ class JoinPermissionError(JoinError, PermissionError):
 
 class RestoreError(NamespaceError):
     """The way back failed: this thread is still in a foreign namespace, and should run nothing more than its end."""
+
+
+class CallError(RuntimeError):
+    """``call_in`` has no result, though the child was inside.
+
+    ``returncode`` is the child's exit status, negative for a signal as with subprocess, None where it went on.
+    """
+
+    def __init__(self, message: str, returncode: int | None = None) -> None:
+        super().__init__(message, returncode)
+        self.returncode = returncode
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CallResultError(CallError):
+    """The result, or the exception, cannot be pickled, or cannot be unpickled here."""
+
+
+class CallExitError(CallError):
+    """The function called sys.exit or os._exit."""
+
+
+class CallDiedError(CallError):
+    """A signal ended the child."""
 
 
 #: The class that is raised for a class and an errno, so that ``except PermissionError`` works as with ``os``.
