@@ -104,9 +104,7 @@ class Namespace:
 
         NotANamespaceError (a ValueError) if it is none; an O_PATH descriptor is none.
         """
-        import fcntl
-
-        return cls._of(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), f"descriptor {fd}")
+        return cls._of(_shim.duplicate(fd), f"descriptor {fd}")
 
     @classmethod
     def current(cls, nstype: str, *, for_children: bool = False) -> Self:

@@ -66,9 +66,7 @@ class Process:
     @classmethod
     def from_pidfd(cls, pidfd: int) -> Self:
         """Pin the process of ``pidfd``, which is duplicated and stays the caller's. TargetGoneError if it has ended."""
-        import fcntl
-
-        own = fcntl.fcntl(pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
+        own = _shim.duplicate(pidfd)
         try:
             return cls(_pid_of(own), own)
         except BaseException:

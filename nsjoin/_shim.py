@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import stat
 from typing import TYPE_CHECKING
 
 try:
@@ -35,6 +35,8 @@ _PIDFD_INFO_SIZE = 64
 _PIDFD_INFO_PID = slice(16, 20)
 _PIDFD_INFO_MASK_PID = (1).to_bytes(8, "little")
 PIDFD_THREAD = os.O_EXCL  # Linux 6.9
+
+_F_DUPFD_CLOEXEC = 1030  # PyPy's fcntl has no name for it
 
 #: What an ioctl answers that the running kernel, or a seccomp filter, does not know.
 NO_SUCH_IOCTL = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -157,18 +159,16 @@ def memfd_create(name: bytes, flags: int) -> int:
     return check(lib.nsjoin_memfd_create(name, flags))
 
 
+def duplicate(fd: int) -> int:
+    """A copy of ``fd``, close-on-exec and above 2: there it cannot stand where a child's stdio goes."""
+    return fcntl.fcntl(fd, _F_DUPFD_CLOEXEC, 3)
+
+
 def above_stdio(fd: int) -> int:
-    """Return ``fd``, moved above 2: there it cannot stand where a child's stdin, stdout or stderr goes."""
+    """Return ``fd``, moved above 2 if it is not there."""
     if fd > 2:
         return fd
-    import fcntl
-
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return duplicate(fd)
     finally:
         os.close(fd)
-
-
-def is_regular(fd: int) -> bool:
-    """Whether ``fd`` is a regular file, as every namespace file is."""
-    return stat.S_ISREG(os.fstat(fd).st_mode)
