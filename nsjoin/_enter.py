@@ -102,6 +102,15 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             else:
                 self._stays[thread] = outer
 
+    def settle(self, root: int = -1) -> None:
+        """Join for good: this thread is not brought back. For given namespaces; ``root`` becomes the root with mnt."""
+        stay = ffi.new(_STAY)
+        try:
+            self._join_namespaces(stay, self._given, root)
+            stay.joined = 0  # nothing to go back to: only close what was saved
+        finally:
+            _leave(stay)
+
     def _join_given(self, stay: CData, trip: CData) -> None:
         for namespace in self._given:
             if namespace.closed:  # its number may be another file's by now

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import http.client
+import http.server
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
+
+import pytest
+from conftest import IS_ROOT
+
+import nsjoin
+from nsjoin.futures import NamespaceExecutor
+
+pytestmark = pytest.mark.skipif(not IS_ROOT, reason="joining without a user namespace is for root")
+
+
+def here(nstype="net"):
+    return os.readlink(f"/proc/thread-self/ns/{nstype}")
+
+
+def test_workers_live_inside_and_the_caller_stays(target):
+    before = here()
+    with NamespaceExecutor(target.pid, "net", "uts", max_workers=3) as executor:
+        barrier = threading.Barrier(3)  # so that each of the three does one
+
+        def both(_number):
+            barrier.wait()
+            return here("net"), here("uts")
+
+        inside = {(os.readlink(f"/proc/{target.pid}/ns/net"), os.readlink(f"/proc/{target.pid}/ns/uts"))}
+        assert set(executor.map(both, range(3))) == inside
+        assert here() == before
+    assert here() == before
+
+
+def test_the_pool_outlives_the_target(start):
+    running = start("net")
+    inside = os.readlink(f"/proc/{running.pid}/ns/net")
+    with NamespaceExecutor(running.pid, "net", max_workers=1) as executor:
+        running.end()
+        assert executor.submit(here).result() == inside
+
+
+def test_with_mnt_the_root_is_the_targets(start, tmp_path):
+    (tmp_path / "only-here").touch()
+    running = start("mnt", program=f"mount --bind {tmp_path} /mnt; echo done; exec sleep infinity")
+    assert running.process.stdout.readline() == "done\n"
+    with NamespaceExecutor(running.pid, "mnt", max_workers=1) as executor:
+        assert executor.submit(os.listdir, "/mnt").result() == ["only-here"]
+        assert executor.submit(os.getcwd).result() == "/"
+    assert not os.path.exists("/mnt/only-here")
+
+
+def test_exceptions_and_arguments_pass_through(target):
+    with NamespaceExecutor(target.pid, "net") as executor:
+        assert executor.submit(int, "11", base=2).result() == 3
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(lambda: 1 / 0).result()
+        assert executor.submit(here).result()  # that breaks nothing
+
+
+def test_a_failed_join_breaks_the_pool_with_the_join_error(target):
+    def drop_capabilities():  # of this thread alone
+        head, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(head, none) == 0
+
+    with NamespaceExecutor(target.pid, "net", max_workers=1) as executor:
+        ThreadPoolExecutor.submit(executor, drop_capabilities).result()  # past the join
+        with pytest.raises(nsjoin.JoinError, match="CAP_SYS_ADMIN"):
+            executor.submit(here).result()
+        with pytest.raises(BrokenThreadPool) as caught:
+            executor.submit(here)
+        assert isinstance(caught.value.__cause__, nsjoin.JoinPermissionError)
+
+
+@pytest.mark.parametrize("nstype", ["user", "time", "pid"])
+def test_what_a_thread_cannot_live_in_is_refused(target, nstype):
+    with pytest.raises(nsjoin.JoinError, match="use call_in"):
+        NamespaceExecutor(target.pid, nstype)
+    with nsjoin.Namespace.from_pid(target.pid, nstype) as namespace, pytest.raises(nsjoin.JoinError):
+        NamespaceExecutor(namespace)
+
+
+def test_a_process_needs_types(target):
+    with pytest.raises(TypeError, match="name the types"):
+        NamespaceExecutor(target.pid)
+
+
+def test_shutdown_leaves_no_thread_and_no_descriptor(target):
+    threads = threading.active_count()
+    executor = NamespaceExecutor(target.pid, "net", max_workers=4)
+    list(executor.map(lambda _number: here(), range(20)))
+    executor.shutdown()
+    assert threading.active_count() == threads
+    with pytest.raises(RuntimeError):
+        executor.submit(here)
+
+
+def test_the_asyncio_form(target):
+    async def main():
+        loop = asyncio.get_running_loop()
+        with NamespaceExecutor(target.pid, "net", max_workers=2) as executor:
+            return await asyncio.gather(*(loop.run_in_executor(executor, here) for _ in range(4)))
+
+    assert set(asyncio.run(main())) == {os.readlink(f"/proc/{target.pid}/ns/net")}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = here().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Be quiet."""
+
+
+def test_eight_workers_in_eight_net_namespaces_serve_http_on_port_80_at_once(start):
+    targets = [start("net", program="ip link set lo up; echo up; exec sleep infinity") for _ in range(8)]
+    for running in targets:
+        assert running.process.stdout.readline() == "up\n"
+    executors = [NamespaceExecutor(running.pid, "net", max_workers=2) for running in targets]
+
+    def serve_one(server):
+        with server:
+            server.handle_request()
+
+    def ask():
+        with socket.create_connection(("127.0.0.1", 80)) as plain:
+            connection = http.client.HTTPConnection("127.0.0.1", 80)
+            connection.sock = plain
+            connection.request("GET", "/")
+            return connection.getresponse().read().decode()
+
+    servers = [executor.submit(http.server.HTTPServer, ("127.0.0.1", 80), Handler).result() for executor in executors]
+    serving = [executor.submit(serve_one, server) for executor, server in zip(executors, servers)]
+    answers = [executor.submit(ask).result() for executor in executors]
+    for future in serving:
+        future.result()
+    assert answers == [os.readlink(f"/proc/{running.pid}/ns/net") for running in targets]
+    assert len(set(answers)) == 8
+    for executor in executors:
+        executor.shutdown()
