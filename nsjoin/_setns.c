@@ -90,6 +90,16 @@ int nsjoin_is_admin(void)
     return (int)(sets[0].effective >> K_CAP_SYS_ADMIN & 1);
 }
 
+/* Where the caller has closed 0 to 2, nothing of ours may lie there: a program's stdio goes there. */
+static int lifted(int fd)
+{
+    if (fd < 0 || fd > 2)
+        return fd;
+    int high = result(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    close(fd);
+    return high;
+}
+
 /* This thread's own pidfd, kept for as long as the thread lives: with it, saving a namespace for the way back is one
  * ioctl instead of a walk through /proc, which may not even be ours. The descriptor may have been closed, and its number
  * given to something else, by a program that closes all it does not know: so its inode, unique in pidfs, is compared. */
@@ -133,7 +143,7 @@ static int own_pidfd(void)
     if (generation < 0)
         return -ENOMEM;
     close_own(NULL);
-    fd = nsjoin_pidfd_open((int)syscall(SYS_gettid), K_PIDFD_THREAD);
+    fd = lifted(nsjoin_pidfd_open((int)syscall(SYS_gettid), K_PIDFD_THREAD));
     if (fd < 0)
         return fd;
     if (fstat(fd, &now) != 0 || pthread_setspecific(at_thread_exit, &own) != 0) {
@@ -150,7 +160,7 @@ static int own_pidfd(void)
 int nsjoin_own(unsigned long request)
 {
     int fd = own_pidfd();
-    return fd < 0 ? fd : nsjoin_ioctl(fd, request);
+    return fd < 0 ? fd : lifted(nsjoin_ioctl(fd, request));
 }
 
 static void close_one(int32_t *fd)
@@ -162,7 +172,7 @@ static void close_one(int32_t *fd)
 
 static int open_place(const char *path)
 {
-    return result(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
+    return lifted(result(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)));
 }
 
 /* setns(2) to a namespace wants CAP_SYS_ADMIN over its owner. Over a user namespace that is neither ours nor a descendant
@@ -353,29 +363,14 @@ static int become_joiner(void *argument)
     _exit(127);
 }
 
-/* Where the caller has closed 0 to 2, they must not be taken: the program's stdio goes there. */
-static int lift(int32_t *fd)
-{
-    if (*fd < 0 || *fd > 2)
-        return *fd;
-    int low = *fd;
-    *fd = result(fcntl(low, F_DUPFD_CLOEXEC, 3));
-    close(low);
-    return *fd;
-}
-
 int nsjoin_prepare(struct nsjoin_work *work)
 {
     int error = result(pipe2(work->barrier, O_CLOEXEC));
-    if (error == 0 && lift(&work->barrier[0]) < 0)
-        error = work->barrier[0];
-    if (error == 0 && lift(&work->barrier[1]) < 0)
-        error = work->barrier[1];
-    if (error == 0) {
-        work->plan = nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC);
-        if (lift(&work->plan) < 0)
-            error = work->plan;
-    }
+    for (int i = 0; error == 0 && i < 2; i++)
+        if ((work->barrier[i] = lifted(work->barrier[i])) < 0)
+            error = work->barrier[i];
+    if (error == 0 && (work->plan = lifted(nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC))) < 0)
+        error = work->plan;
     return error;
 }
 
