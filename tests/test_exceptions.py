@@ -104,7 +104,10 @@ def test_what_is_not_known_is_left_out_of_the_message(words, text):
 
 
 WAYS_TO_COPY = [
-    *(lambda value, p=protocol: pickle.loads(pickle.dumps(value, p)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+    *(
+        lambda value, p=protocol: pickle.loads(pickle.dumps(value, p))
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    ),
     copy.copy,
     copy.deepcopy,
 ]

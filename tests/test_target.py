@@ -1,0 +1,580 @@
+"""``Target`` holds one process; and everything that may, or may not, be named as a target."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import become_old_kernel, in_child, requires_root
+
+import nsjoin
+from nsjoin import Namespace, NamespaceError, NamespacePermissionError, Target, TargetGoneError, _shim
+from nsjoin._nstype import BY_NAME, NSTYPES
+from nsjoin._target import OpenTarget, check_target
+
+IN_TARGET = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def zombie():
+    """The pid of a child that has ended and is not waited for before the end of the block."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        yield child
+    finally:
+        os.waitpid(child, 0)
+
+
+def gone():
+    """The pid of a process that was, and is no more."""
+    with zombie() as pid:
+        pass
+    return pid
+
+
+def on_every_kernel(test):
+    """Run ``test`` here, and in children that have no namespaces by pidfd, and no pidfds."""
+
+    def run(kernel):
+        if kernel == "this":
+            test()
+        else:
+            in_child(lambda: (become_old_kernel(pidfds=kernel == "5.3"), test()))
+
+    return run
+
+
+KERNELS = pytest.mark.parametrize("kernel", ["this", "5.3", "5.2"])
+
+
+# --- one process ------------------------------------------------------------------------------------------------------
+
+
+@KERNELS
+def test_it_gives_the_namespaces_of_its_process(target, kernel):
+    @on_every_kernel
+    def test():
+        with Target.from_pid(target.pid) as process:
+            assert process.pid == target.pid
+            assert process.is_alive()
+            for nstype in IN_TARGET:
+                with process.namespace(nstype) as namespace:
+                    assert namespace.nstype == nstype
+                    assert namespace.id.ino == os.stat(f"/proc/{target.pid}/ns/{nstype}").st_ino
+
+    test(kernel)
+
+
+@KERNELS
+def test_namespaces_opens_all_of_them(target, kernel):
+    @on_every_kernel
+    def test():
+        with contextlib.ExitStack() as stack, Target.from_pid(target.pid) as process:
+            found = process.namespaces()
+            for namespace in found.values():
+                stack.enter_context(namespace)
+            expected = {name for name in os.listdir("/proc/self/ns") if not name.endswith("_for_children")}
+            assert set(found) == expected
+            for name, namespace in found.items():
+                assert (namespace.nstype, namespace.id.ino) == (name, os.stat(f"/proc/{target.pid}/ns/{name}").st_ino)
+
+    test(kernel)
+
+
+@KERNELS
+def test_it_gives_what_children_are_born_into(target, kernel):
+    @on_every_kernel
+    def test():
+        with Target.from_pid(target.process.pid) as unshare:
+            with unshare.namespace("pid", for_children=True) as children, unshare.namespace("pid") as own:
+                assert children.id.ino == os.stat(f"/proc/{target.pid}/ns/pid").st_ino
+                assert own.id.ino == os.stat("/proc/self/ns/pid").st_ino
+
+    test(kernel)
+
+
+def test_what_children_are_born_into_is_known_before_there_is_any(start):
+    """Before the first child, /proc says ENOENT; the kernel's ioctl gives the namespace."""
+
+    def unshare_and_ask():
+        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag)
+        with Target.from_pid(os.getpid()) as own, own.namespace("pid", for_children=True) as children:
+            with own.namespace("pid") as mine:
+                assert children != mine
+
+    in_child(unshare_and_ask)
+
+
+@pytest.mark.parametrize("nstype", ["mnt", "user", "net"])
+def test_other_types_have_no_namespace_for_children(nstype):
+    with Target.from_pid(os.getpid()) as own, pytest.raises(ValueError, match="only pid and time do"):
+        own.namespace(nstype, for_children=True)
+
+
+@pytest.mark.parametrize(
+    ("nstype", "kind"), [("nett", ValueError), ("", ValueError), (None, TypeError), (3, TypeError)]
+)
+def test_an_unknown_type_is_refused(nstype, kind):
+    with Target.from_pid(os.getpid()) as own, pytest.raises(kind, match="namespace type"):
+        own.namespace(nstype)
+
+
+@KERNELS
+def test_a_zombie_is_not_alive_and_has_no_namespaces(kernel):
+    @on_every_kernel
+    def test():
+        with zombie() as pid, Target.from_pid(pid) as process:
+            assert process.state() == "zombie"
+            assert not process.is_alive()
+            for ask in (lambda: process.namespace("net"), process.namespaces, process.open_root):
+                with pytest.raises(TargetGoneError, match="it is a zombie") as caught:
+                    ask()
+                assert caught.value.target == f"process {pid}"
+
+    test(kernel)
+
+
+@KERNELS
+def test_one_that_has_ended_is_gone(kernel):
+    @on_every_kernel
+    def test():
+        with zombie() as pid:
+            process = Target.from_pid(pid)
+        with process:
+            assert process.state() == "gone"
+            assert not process.is_alive()
+            for ask in (lambda: process.namespace("net"), process.namespaces, process.open_root):
+                with pytest.raises(TargetGoneError, match="No such process") as caught:
+                    ask()
+                assert caught.value.target == f"process {pid}"
+
+    test(kernel)
+
+
+@pytest.mark.parametrize("kernel", ["5.3", "5.2", "this"])
+def test_another_process_with_its_pid_is_never_taken_for_it(kernel):
+    """In a PID namespace of the test's own, whose next pid can be set: ns_last_pid, proc(5)."""
+
+    def inside():
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mount(b"none", b"/", None, 1 << 18 | 1 << 14, None) == 0  # MS_PRIVATE | MS_REC
+        assert libc.mount(b"proc", b"/proc", b"proc", 0, None) == 0
+        if kernel != "this":
+            become_old_kernel(pidfds=kernel == "5.3")
+        with zombie() as pid:
+            process = Target.from_pid(pid)
+        with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+            last.write(str(pid - 1))
+        with process, zombie() as other:
+            assert other == pid
+            assert process.state() == "gone"
+            for ask in (lambda: process.namespace("net"), process.namespaces, process.open_root):
+                with pytest.raises(TargetGoneError):
+                    ask()
+
+    def in_new_pid_namespace():
+        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag | BY_NAME["mnt"].flag)
+        in_child(inside)
+
+    in_child(in_new_pid_namespace)
+
+
+@pytest.mark.parametrize("pid", [2**22 + 1, 2**31 - 1, 2**31, 2**63, 10**50], ids=str)
+@KERNELS
+def test_no_process_is_gone(pid, kernel):
+    @on_every_kernel
+    def test():
+        with pytest.raises(TargetGoneError, match=f"process {pid}: No such process"):
+            Target.from_pid(pid)
+
+    test(kernel)
+
+
+def test_from_pid_of_one_that_was_reaped_is_gone():
+    with pytest.raises(ProcessLookupError):
+        Target.from_pid(gone())
+
+
+@pytest.mark.parametrize(
+    ("pid", "kind"),
+    [(True, TypeError), (False, TypeError), ("1", TypeError), (None, TypeError), (0, ValueError), (-7, ValueError)],
+    ids=repr,
+)
+def test_from_pid_refuses_what_is_no_pid(pid, kind):
+    with pytest.raises(kind, match="a pid is"):
+        Target.from_pid(pid)
+
+
+def test_from_pid_takes_a_thread():
+    ids, started, done = [], threading.Event(), threading.Event()
+
+    def live():
+        ids.append(threading.get_native_id())
+        started.set()
+        done.wait()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    started.wait()
+    try:
+        with Target.from_pid(ids[0]) as one, one.namespace("uts") as uts:
+            assert one.is_alive()
+            assert uts.id.ino == os.stat("/proc/self/ns/uts").st_ino
+    finally:
+        done.set()
+        thread.join()
+        while os.path.exists(f"/proc/self/task/{ids[0]}"):
+            os.sched_yield()
+
+
+# --- its pidfd --------------------------------------------------------------------------------------------------------
+
+
+def test_fileno_is_the_pidfd_which_becomes_readable_at_the_end(start):
+    running = start("uts")
+    with Target.from_pid(running.pid) as process:
+        assert process.fileno() == process.pidfd > 2
+        assert not os.get_inheritable(process.fileno())
+        with open(f"/proc/self/fdinfo/{process.fileno()}") as info:
+            assert f"Pid:\t{running.pid}\n" in info
+        assert process.is_alive()
+        running.end()
+        assert not process.is_alive()
+
+
+def test_from_pidfd_duplicates_and_leaves_the_caller_his_own(target):
+    pidfd = _shim.pidfd_open(target.pid)
+    try:
+        with Target.from_pidfd(pidfd) as process:
+            assert process.pid == target.pid
+            assert process.fileno() != pidfd
+            with process.namespace("net") as net:
+                assert net.id.ino == os.stat(f"/proc/{target.pid}/ns/net").st_ino
+        assert os.fstat(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def test_from_pidfd_works_without_the_ioctl_that_tells_the_pid(target):
+    def test():
+        become_old_kernel(pidfds=True)
+        with Target.from_pidfd(_shim.pidfd_open(target.pid)) as process:
+            assert process.pid == target.pid
+
+    in_child(test)
+
+
+@pytest.mark.parametrize("kernel", ["this", "5.3"])
+def test_from_pidfd_of_one_that_has_ended_is_gone(kernel):
+    @on_every_kernel
+    def test():
+        with zombie() as pid:
+            pidfd = _shim.pidfd_open(pid)
+        try:
+            with pytest.raises(TargetGoneError, match="has ended"):
+                Target.from_pidfd(pidfd)
+        finally:
+            os.close(pidfd)
+
+    test(kernel)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/", "/proc/self/ns/net", "/proc/self/status"])
+def test_from_pidfd_refuses_any_other_descriptor(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(ValueError, match="no pidfd"):
+            Target.from_pidfd(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("fd", [None, "0", -1], ids=repr)
+def test_from_pidfd_refuses_what_is_no_descriptor(fd):
+    with pytest.raises((TypeError, ValueError)):
+        Target.from_pidfd(fd)
+
+
+def test_from_pidfd_of_a_number_that_is_not_open_is_ebadf():
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Target.from_pidfd(1_000_000)
+
+
+def test_without_pidfds_fileno_says_what_it_needs():
+    def test():
+        become_old_kernel(pidfds=False)
+        with Target.from_pid(os.getppid()) as process:
+            assert process.pidfd == -1
+            with pytest.raises(NamespaceError, match="needs Linux 5.3"):
+                process.fileno()
+
+    in_child(test)
+
+
+# --- where the kernel, or /proc, does not help ------------------------------------------------------------------------
+
+
+def test_a_proc_of_another_pid_namespace_is_not_believed():
+    """Its pids mean others: there our 1 is somebody else's."""
+
+    def inside():
+        become_old_kernel(pidfds=False)
+        before = set(os.listdir("/proc/1/fd"))
+        with pytest.raises(NamespaceError, match="belongs to another PID namespace") as caught:
+            Target.from_pid(os.getpid())
+        gc.collect()  # a process that stayed open would warn now
+        assert caught.value.step == "open /proc"
+        assert set(os.listdir("/proc/1/fd")) == before
+
+    def in_new_pid_namespace():
+        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag)
+        in_child(inside)  # pid 1 there, and /proc is still the outer one
+
+    in_child(in_new_pid_namespace)
+
+
+def test_by_pidfd_a_target_needs_no_proc():
+    """Nor does it matter that there is none, or another's."""
+
+    def inside():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mount(b"none", b"/proc", b"tmpfs", 0, None) == 0
+        assert os.listdir("/proc") == []
+        with Target.from_pid(child) as process, process.namespace("net") as net, Namespace.current("net") as own:
+            assert process.is_alive()
+            assert net == own
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    def in_new_pid_namespace():
+        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag | BY_NAME["mnt"].flag)
+        in_child(inside)
+
+    in_child(in_new_pid_namespace)
+
+
+@requires_root
+def test_an_ordinary_user_may_not_look_into_a_process_of_root(target):
+    def test():
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        with Target.from_pid(target.pid) as process:
+            assert process.is_alive()
+            for ask in (lambda: process.namespace("net"), process.namespaces, process.open_root):
+                with pytest.raises(NamespacePermissionError, match="CAP_SYS_PTRACE"):
+                    ask()
+
+    in_child(test)
+
+
+# --- its end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda process: process.fileno(),
+        lambda process: process.pidfd,
+        lambda process: process.is_alive(),
+        lambda process: process.namespace("net"),
+        lambda process: process.namespaces(),
+        lambda process: process.proc(),
+        lambda process: process.__enter__(),
+    ],
+    ids=["fileno", "pidfd", "is_alive", "namespace", "namespaces", "proc", "with"],
+)
+def test_a_closed_one_says_so(use):
+    process = Target.from_pid(os.getpid())
+    process.close()
+    process.close()
+    assert process.closed
+    assert process.pid == os.getpid()
+    assert repr(process) == f"<Target {os.getpid()} closed>"
+    with pytest.raises(ValueError, match="closed"):
+        use(process)
+
+
+def test_a_forgotten_one_warns_and_is_closed():
+    process = Target.from_pid(os.getpid())
+    fds = process.fileno(), process.proc()
+    with pytest.warns(ResourceWarning, match=f"unclosed <Target {os.getpid()}>"):
+        del process
+        gc.collect()
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_namespaces_closes_all_when_one_cannot_be_opened(monkeypatch):
+    """The leak guard is the judge."""
+    original = Target.open_namespace
+
+    def open_most(self, row, *, for_children=False):
+        if row is NSTYPES[-1]:
+            raise KeyboardInterrupt
+        return original(self, row, for_children=for_children)
+
+    monkeypatch.setattr(Target, "open_namespace", open_most)
+    with Target.from_pid(os.getpid()) as own, pytest.raises(KeyboardInterrupt):
+        own.namespaces()
+
+
+# --- what may be named as a target ------------------------------------------------------------------------------------
+
+
+class HasPid:
+    def __init__(self, pid):
+        self.pid = pid
+
+
+class IntSubclass(int):
+    pass
+
+
+def test_a_pid_is_a_target():
+    assert check_target(7) == 7
+    assert check_target(IntSubclass(7)) == 7
+    assert check_target(2**70) == 2**70  # no such process, which only the kernel can say
+
+
+def test_an_object_with_a_pid_is_a_target(target):
+    assert check_target(HasPid(7)) == 7
+    assert check_target(target) == target.pid
+    assert check_target(target.process) == target.process.pid
+    assert check_target(multiprocessing.current_process()) == os.getpid()
+
+
+def test_an_open_target_or_namespace_is_a_target():
+    with Target.from_pid(os.getpid()) as process, Namespace.current("net") as net, Namespace.current("uts") as uts:
+        assert check_target(process) is process
+        assert check_target(net) == (net,)
+        assert check_target([net, uts]) == (net, uts)
+        assert check_target(iter([net])) == (net,)
+        assert check_target({net, uts}) in ((net, uts), (uts, net))
+        assert check_target((net, "/run/netns/blue")) == (net, "/run/netns/blue")
+
+
+@pytest.mark.parametrize("path", ["/run/netns/blue", b"/run/netns/blue", "relative", pathlib.Path("/run/netns/blue")])
+def test_a_path_is_a_target(path):
+    assert check_target(path) == (os.fspath(path),)
+    assert check_target([path]) == (os.fspath(path),)
+
+
+BAD_TARGETS = [
+    (None, TypeError),
+    (True, TypeError),
+    (False, TypeError),
+    (0, ValueError),
+    (-1, ValueError),
+    (-(2**70), ValueError),
+    (1.0, TypeError),
+    (1j, TypeError),
+    (object(), TypeError),
+    (HasPid(None), TypeError),  # a multiprocessing.Process before its start
+    (HasPid(True), TypeError),
+    (HasPid("7"), TypeError),
+    (HasPid(0), ValueError),
+    (HasPid(-1), ValueError),
+    (multiprocessing.Process(), TypeError),
+    ("", ValueError),
+    (b"", ValueError),
+    ("/run/netns/\0", ValueError),
+    (b"/run/netns/\0", ValueError),
+    ([7], TypeError),
+    ([None], TypeError),
+    ([[]], TypeError),
+    ([HasPid(7)], TypeError),
+    (["/run/netns/blue", 7], TypeError),
+    ([""], ValueError),
+    (["a\0"], ValueError),
+    (bytearray(b"/run/netns/blue"), TypeError),
+    ({7: "net"}, TypeError),
+    (range(3), TypeError),
+]
+
+
+@pytest.mark.parametrize(("named", "kind"), BAD_TARGETS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("use", ["check_target", "enter", "run_in", "spawn_in"])
+def test_anything_else_is_refused_before_any_system_call(named, kind, use):
+    with pytest.raises(kind):
+        if use == "check_target":
+            check_target(named)
+        elif use == "enter":
+            nsjoin.enter(named, "net")
+        else:
+            getattr(nsjoin, use)(named, ["true"])
+
+
+def test_a_closed_target_or_namespace_is_refused():
+    process, namespace = Target.from_pid(os.getpid()), Namespace.current("net")
+    process.close()
+    namespace.close()
+    for closed in (process, namespace, [namespace], ["/proc/self/ns/uts", namespace]):
+        with pytest.raises(ValueError, match="is closed"):
+            check_target(closed)
+        with pytest.raises(ValueError, match="is closed"):
+            nsjoin.enter(closed, "net")
+        with pytest.raises(ValueError, match="is closed"):
+            nsjoin.run_in(closed, ["true"])
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "kind"),
+    [("net", TypeError), (b"net", TypeError), (["nett"], ValueError), ([None], TypeError), (5, TypeError)],
+    ids=repr,
+)
+def test_namespaces_is_an_iterable_of_types(target, namespaces, kind):
+    with pytest.raises(kind):
+        nsjoin.run_in(target.pid, ["true"], namespaces=namespaces)
+
+
+@pytest.mark.parametrize("path", ["/", "/proc/self", "/dev/null", "/proc/self/status"])
+def test_a_path_of_another_file_is_refused_when_it_is_opened(path):
+    with pytest.raises(nsjoin.NotANamespaceError, match="not a namespace file"):
+        OpenTarget(check_target(path))
+    with pytest.raises(nsjoin.NotANamespaceError):
+        OpenTarget(check_target(["/proc/self/ns/net", path]))  # what was opened before is closed again
+
+
+def test_two_namespaces_of_one_type_are_refused():
+    with pytest.raises(ValueError, match="two net namespaces"):
+        OpenTarget(check_target(["/proc/self/ns/net", "/proc/self/ns/uts", "/proc/self/ns/net"]))
+
+
+def test_an_open_target_closes_only_what_it_has_opened():
+    with Target.from_pid(os.getpid()) as process, Namespace.current("net") as net:
+        with OpenTarget(check_target(process)) as opened:
+            assert opened.process is process
+            assert opened.words() == f"process {os.getpid()}"
+        with OpenTarget(check_target([net, "/proc/self/ns/uts"])) as opened:
+            own, uts = opened.namespaces
+            assert own is net
+            assert opened.words() == f"{net.words()}, {uts.words()}"
+        assert not process.closed
+        assert not net.closed
+        assert uts.closed
+    with OpenTarget(check_target(os.getpid())) as opened:
+        process = opened.process
+        assert process.is_alive()
+    assert process.closed
+
+
+def test_the_process_of_another_package_is_a_target(start):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with OpenTarget(check_target(process)) as opened:
+            assert opened.process.pid == process.pid
