@@ -77,6 +77,7 @@ def order(wanted: Sequence[Wanted], caller: Caller) -> list[Step]:
     rest = [want for want in wanted if want.row.name != "user"]
     user = next((want for want in wanted if want.row.name == "user"), None)
     goal = user.owner if user is not None else None
+    is_admin = caller.admin
     steps: list[Step] = []
     while True:
         ready = [want for want in rest if _may_join(caller, want)]
@@ -87,7 +88,9 @@ def order(wanted: Sequence[Wanted], caller: Caller) -> list[Step]:
         stop = _next_user(rest, caller, goal) or goal
         steps.append(Step(user.fd if stop is goal else stop.fd, user.row.flag))
         caller = Caller(stop.id, caller.uid, True)
-    if user is None:
+    if user is not None and goal is None:
+        steps.append(Step(user.fd, user.row.flag))
+    if user is None or not is_admin:  # without CAP_SYS_ADMIN here nothing but a user namespace can be joined first
         return steps + [Step(want.fd, want.row.flag) for want in rest]
     before = [Step(want.fd, want.row.flag, TRY) for want in rest]
     return before + steps + [Step(want.fd, want.row.flag, AGAIN) for want in rest]

@@ -26,7 +26,8 @@ from nsjoin.exceptions import (
     TargetGoneError,
 )
 
-CLASSES = [getattr(exceptions, name) for name in exceptions.__all__]
+ALL = [getattr(exceptions, name) for name in exceptions.__all__]
+CLASSES = [cls for cls in ALL if issubclass(cls, NamespaceError)]
 
 
 def test_every_class_of_the_module_is_public():
@@ -134,3 +135,12 @@ def test_an_error_comes_back_from_another_process():
         assert (caught.value.step, caught.value.target) == ("open", "/")
 
     in_child(ask_a_pool)  # the pool's own threads and processes end with it
+
+
+@pytest.mark.parametrize("cls", [cls for cls in ALL if cls not in CLASSES])
+def test_the_errors_of_a_call_keep_text_and_status(cls):
+    assert issubclass(cls, exceptions.CallError)
+    made = pickle.loads(pickle.dumps(cls("it ended", -9)))
+    assert type(made) is cls
+    assert (str(made), made.returncode) == ("it ended", -9)
+    assert cls("it went on").returncode is None
