@@ -14,8 +14,9 @@ import traceback
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _shim, _transfer
+from . import _guard, _shim, _transfer
 from ._launch import At, Expired, Failed, Ids, end, home, wait
+from ._nstype import BY_NAME
 from ._nstype import select as select_types
 from ._plan import AGAIN, TRY, Step
 from ._process import own_pid_namespace_is_left
@@ -41,6 +42,7 @@ def call_in(
     *args: Any,
     namespaces: Iterable[str] | None = None,
     timeout: float | None = None,
+    allow_imports: bool = False,
 ) -> Any:
     """Call ``func(*args)`` inside the namespaces of ``target`` and return its result.
 
@@ -53,23 +55,30 @@ def call_in(
     pickled. CallExitError: ``func`` called sys.exit or os._exit. CallDiedError: a signal ended the child. All three
     are CallError. JoinError and the like as for ``spawn_in``.
 
+    With mnt, a module that is not loaded yet is not loaded inside (ImportError, LookupError for a codec) unless
+    ``allow_imports`` is true: it would be a file of the target's, run with our rights.
+
     Beside threads: fork(2) copies their locks as they are, so ``func`` must not need one that another thread may hold;
     Python 3.12 and later warn of it. fork(2), setns(2), unix(7) (SCM_RIGHTS); Linux 4.11.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        return wait(calling(target, func, args, namespaces), deadline)
+        return wait(calling(target, func, args, namespaces, allow_imports), deadline)
     except Expired:
         raise TimeoutError(f"the call has not returned after {timeout} seconds, and was killed") from None
 
 
 def calling(
-    target: TargetLike, func: Callable[..., Any], args: Sequence[Any], namespaces: Iterable[str] | None
+    target: TargetLike,
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    namespaces: Iterable[str] | None,
+    allow_imports: bool,
 ) -> Generator[int, None, Any]:
     """The call as a generator, to be driven by ``wait`` or an event loop; an exception from outside ends the child."""
     checked = check_target(target)
     rows = None if namespaces is None else select_types(namespaces)
-    call = _Call(func, args)
+    call = _Call(func, args, allow_imports)
     try:
         yield from start(call, checked, rows, True)
         return (yield from call.result())
@@ -91,13 +100,14 @@ class _Call:
     the middle waits for it, passes on how it ended, and ends it when we say so, or die.
     """
 
-    def __init__(self, func: Callable[..., Any], args: Sequence[Any]) -> None:
+    def __init__(self, func: Callable[..., Any], args: Sequence[Any], allow_imports: bool) -> None:
         self.joins: Sequence[Step] = ()
         self.fork = False
         self.at_home = False
         self.go_home = False
         self.root = -1
         self.ids = Ids()
+        self.allow_imports = allow_imports
         self._func = func
         self._args = args
         self._child = 0
@@ -124,6 +134,8 @@ class _Call:
         return self._child
 
     def _begin(self) -> None:
+        if self._joins_mnt():
+            _guard.prepare()
         flush_standard_streams()
         self._channel, theirs = socket.socketpair()
         self._control, control = socket.socketpair()
@@ -134,6 +146,9 @@ class _Call:
             self._child = os.fork()
             if self._child == 0:
                 _Child(self, self._func, self._args, theirs, control).run(caller)
+
+    def _joins_mnt(self) -> bool:
+        return any(step.nstypes & BY_NAME["mnt"].flag for step in self.joins)
 
     def _receive(self) -> Generator[int, None, _transfer.Message | None]:
         assert self._channel is not None
@@ -267,6 +282,8 @@ class _Child:
         if call.root >= 0:
             self._step(At.ROOT, 0, lambda: _change_root(call.root))
         _take_ids(call.ids, self._step)
+        if call._joins_mnt():
+            _guard.enter_thread(allow_imports=call.allow_imports)
         self._step(At.SESSION, 0, _shim.die_with_parent)
         if os.getppid() != caller and not call.fork:
             os._exit(255)  # it ended before that

@@ -7,9 +7,9 @@ import os
 from contextlib import ContextDecorator, ExitStack
 from functools import cache
 from threading import get_ident
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
-from . import _reason, _shim
+from . import _guard, _reason, _shim
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, mask, select
 from ._shim import ffi, lib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ._setns import CData
     from ._target import TargetLike
 
-    _Stays = tuple[CData, Optional["_Stays"]]
+    _Stays = tuple[CData, Any, Optional["_Stays"]]
 
 #: Answers of setns(2) with a pidfd after which the namespaces are joined one by one by their descriptors: an old kernel
 #: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
@@ -50,6 +50,10 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     SEM_UNDO operations of the thread are carried out. Inside ``"net"`` use sockets, netlink or /proc/thread-self/net:
     /proc/net is the main thread's. ``"user"`` cannot be entered, ``"time"`` only in a process without threads.
 
+    Inside a foreign ``"mnt"``, a module that is not loaded yet would be a file of the target's, run with our rights:
+    ImportError, LookupError for a codec, unless ``allow_imports`` is true. The name service (users, groups, hosts)
+    keeps the configuration and the libraries that it has outside.
+
     Reusable, reentrant, and usable from several threads; with an open ``Target`` or ``Namespace`` nothing of the
     target is opened again. Needs CAP_SYS_ADMIN here and over the namespaces, for mnt CAP_SYS_CHROOT too.
 
@@ -58,12 +62,13 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     in: then nothing has changed either. TypeError and ValueError for bad arguments. setns(2); Linux 4.11.
     """
 
-    def __init__(self, target: TargetLike, *nstypes: str) -> None:
+    def __init__(self, target: TargetLike, *nstypes: str, allow_imports: bool = False) -> None:
         self._target = check_target(target)
         self._rows = select(nstypes)
         if not nstypes and not isinstance(self._target, tuple):
             raise TypeError("enter a process by naming types, such as enter(pid, 'net')")
         _refuse(self._rows)
+        self._allow_imports = allow_imports
         self._trip: CData | None = None
         if isinstance(self._target, tuple) and all(isinstance(member, Namespace) for member in self._target):
             self._given = self._choose(self._target)  # type: ignore[arg-type]
@@ -80,7 +85,8 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             else:
                 self._join_opened(stay)
             thread = get_ident()
-            self._stays[thread] = stay, self._stays.get(thread)
+            guard = _guard.enter_thread(allow_imports=self._allow_imports) if stay.cwd >= 0 else None
+            self._stays[thread] = stay, guard, self._stays.get(thread)
         except BaseException:
             _leave(stay)
             raise
@@ -91,12 +97,15 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     ) -> None:
         thread = get_ident()
         try:
-            stay, outer = self._stays[thread]
+            stay, guard, outer = self._stays[thread]
         except KeyError:
             raise RuntimeError("this enter was not entered in this thread, so it cannot be left here") from None
+        has_mnt = stay.cwd >= 0
         try:
             _leave(stay)  # first, then forget it: a signal handler may raise in between
         finally:
+            if has_mnt:
+                _guard.leave_thread(guard)
             if outer is None:
                 del self._stays[thread]
             else:
@@ -107,6 +116,8 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         stay = ffi.new(_STAY)
         try:
             self._join_namespaces(stay, self._given, root)
+            if stay.cwd >= 0:
+                _guard.enter_thread(allow_imports=self._allow_imports)
             stay.joined = 0  # nothing to go back to: only close what was saved
         finally:
             _leave(stay)
@@ -198,6 +209,8 @@ def _process_error(number: int, process: Target, rows: tuple[NsType, ...]) -> Na
 
 def _trip(rows: Sequence[NsType], moves: Sequence[tuple[int, int]], root: int = -1) -> CData:
     """Save each of ``rows``, then make the moves (descriptor, CLONE_NEW* bits). ``root``: becomes the root with mnt."""
+    if any(row.name == "mnt" for row in rows):
+        _guard.prepare()
     trip = ffi.new("struct nsjoin_trip *")
     trip.n = len(rows)
     trip.nstypes = [row.flag for row in rows]

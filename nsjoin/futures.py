@@ -44,13 +44,18 @@ class NamespaceExecutor(ThreadPoolExecutor):
     and kept, so the pool outlives the target. Each worker joins with its first task and stays; the other threads of
     the process are not touched. ``loop.run_in_executor(executor, func)`` is the asyncio form.
 
-    ``max_workers`` and ``thread_name_prefix`` are as for ThreadPoolExecutor. If a worker cannot join, its task gets the
-    JoinError, and the pool is broken: what is submitted later raises BrokenThreadPool with that as its cause. Use it as
-    a context manager, or call ``shutdown``. setns(2); Linux 4.11.
+    ``max_workers`` and ``thread_name_prefix`` are as for ThreadPoolExecutor, ``allow_imports`` as for ``enter``. If a
+    worker cannot join, its task gets the JoinError, and the pool is broken: what is submitted later raises
+    BrokenThreadPool with that as its cause. Use it as a context manager, or call ``shutdown``. setns(2); Linux 4.11.
     """
 
     def __init__(
-        self, target: TargetLike, *nstypes: str, max_workers: int | None = None, thread_name_prefix: str = "nsjoin"
+        self,
+        target: TargetLike,
+        *nstypes: str,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "nsjoin",
+        allow_imports: bool = False,
     ) -> None:
         self._stack = ExitStack()
         self._root = -1
@@ -58,7 +63,7 @@ class NamespaceExecutor(ThreadPoolExecutor):
             _check(nstype)
         with self._stack:
             namespaces = self._open(target, nstypes)
-            self._enter = enter(namespaces, *nstypes)
+            self._enter = enter(namespaces, *nstypes, allow_imports=allow_imports)
             super().__init__(max_workers=max_workers, thread_name_prefix=thread_name_prefix)
             self._stack = self._stack.pop_all()
         self._worker = threading.local()
