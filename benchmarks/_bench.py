@@ -50,10 +50,14 @@ def arguments(description: str | None, rounds: int, short: int) -> argparse.Name
 
 
 def become_root() -> None:
-    """As an ordinary user, begin again as root of a new user namespace: who measures and the targets are all in it."""
+    """As an ordinary user, begin again as root of a new user namespace, which owns all that is left and entered.
+
+    The way back is a setns(2) too: it needs capabilities over the namespaces one comes from.
+    """
     if os.geteuid() != 0:
         sys.stdout.flush()
-        os.execvp("unshare", ["unshare", "--map-root-user", *python(), *sys.argv])
+        options = [*_OPTIONS.values(), "--fork", "--kill-child", "--mount-proc"]
+        os.execvp("unshare", ["unshare", *options, *python(), *sys.argv])
 
 
 def python() -> list[str]:
