@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ContextDecorator, ExitStack
-from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Optional
 
 from . import _guard, _reason, _shim
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, mask, select
+from ._process import has_user_namespace_above
 from ._shim import ffi, lib
 from ._target import OpenTarget, Target, check_target
 from .exceptions import JoinError, NamespaceError, RestoreError, error
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 #: Answers of setns(2) with a pidfd after which the namespaces are joined one by one by their descriptors: an old kernel
 #: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
 _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
-
-#: PROC_USER_INIT_INO: the inode number of the first user namespace, on every kernel that has them.
-_FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
 _STAY = ffi.typeof("struct nsjoin_stay *")
 
@@ -219,14 +216,8 @@ def _trip(rows: Sequence[NsType], moves: Sequence[tuple[int, int]], root: int = 
     trip.n_moves = len(moves)
     trip.moves = moves
     trip.root = root
-    trip.check_way_back = _has_ancestors()
+    trip.check_way_back = has_user_namespace_above()
     return trip
-
-
-@cache
-def _has_ancestors() -> bool:
-    """Whether our user namespace is not the first one, so that our other namespaces may belong to an ancestor of it."""
-    return os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE
 
 
 def _namespace_trip(namespaces: Sequence[Namespace], root: int = -1) -> CData:

@@ -54,6 +54,9 @@ class At(enum.IntEnum):
     EXEC = lib.NSJOIN_STEP_EXEC
 
 
+_EXEC = int(At.EXEC)
+
+
 class Failed(Exception):  # noqa: N818 - a report, not an error that callers see
     """The new process failed ``at`` a step, at entry ``index`` of its list, with ``errno``; 0: it was killed there."""
 
@@ -462,22 +465,21 @@ def _wait_for_news(barrier: int, deadline: float | None) -> None:
                 raise Expired
 
 
-def _report(work: Any) -> tuple[int, At, int, int]:
-    pid, at, index, number = _REPORT.unpack(os.pread(work.plan, _REPORT.size, 0))
-    return pid, At(at), index, number
+def _report(work: Any) -> tuple[int, int, int, int]:
+    return _REPORT.unpack(os.pread(work.plan, _REPORT.size, 0))
 
 
 def _settle(job: Job, work: Any) -> int:
     """Nobody holds the barrier, so everything has been exec'd or has ended: the program's pid, or Failed."""
     child, at, index, number = _report(work)
-    running = at == At.EXEC and number == 0
+    running = at == _EXEC and number == 0
     if job.fork or not running:
         _reap(work.joiner)
     if running:
         return child if job.fork else int(work.joiner)
     if child > 0:
         _reap(child)
-    raise Failed(at, index, number)
+    raise Failed(At(at), index, number)
 
 
 def _abort(work: Any) -> None:

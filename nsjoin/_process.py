@@ -8,6 +8,7 @@ import re
 import select
 import warnings
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING
 
 from . import _shim
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._nstype import NsType
+
+#: PROC_USER_INIT_INO: the inode number of the first user namespace, on every kernel that has them.
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
 #: Answers of pidfd_open that mean "no pidfds here": an old kernel, or a seccomp filter.
 _NO_PIDFD = frozenset({errno.ENOSYS, errno.EPERM})
@@ -165,6 +169,15 @@ class Process:
                 if refused.errno not in _shim.NO_SUCH_IOCTL:
                     raise self._refused(refused, None) from None
         return tuple(self._inode(row) for row in rows)
+
+    def shares(self, row: NsType) -> bool:
+        """Whether this process is in the same namespace of that type as this thread, or the kernel has none."""
+        self._check_open()
+        if self._pidfd >= 0:
+            result = _shim.lib.nsjoin_is_shared(self._pidfd, row.get)
+            if result >= 0:
+                return result == 1
+        return self.inodes((row,)) == own_inodes((row,))
 
     def _inode(self, row: NsType) -> int:
         try:
@@ -345,6 +358,12 @@ def _proc_state(proc: int) -> str:
         except ProcessLookupError:
             return "gone"
     return "zombie" if letter in (b"Z", b"X") else "alive"
+
+
+@cache
+def has_user_namespace_above() -> bool:
+    """Whether our user namespace is not the first one, so that our other namespaces may belong to an ancestor of it."""
+    return os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE
 
 
 def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:

@@ -319,6 +319,16 @@ int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes)
     return 0;
 }
 
+int nsjoin_is_shared(int pidfd, unsigned long request)
+{
+    const uint32_t requests[] = {(uint32_t)request};
+    uint64_t theirs, ours;
+    int error = nsjoin_inodes(pidfd, 1, requests, &theirs);
+    if (error == 0)
+        error = nsjoin_inodes(-1, 1, requests, &ours);
+    return error < 0 ? error : theirs == ours;
+}
+
 int nsjoin_image_size(void)
 {
     return (int)sizeof joiner_image;

@@ -122,6 +122,9 @@ int nsjoin_is_admin(void);
 /* Inode numbers of the namespaces that the pidfd's process (-1: this thread) is in; 0 where it has none. */
 int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes);
 
+/* Whether the pidfd's process and this thread are in the same namespace: 1, 0, or -errno. */
+int nsjoin_is_shared(int pidfd, unsigned long request);
+
 /* The joiner, as the bytes of an executable file. */
 int nsjoin_image_size(void);
 const unsigned char *nsjoin_image(void);

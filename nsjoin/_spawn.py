@@ -12,7 +12,7 @@ from ._accounts import numbers
 from ._launch import Ids, Job, environment, wait
 from ._namespace import Namespace
 from ._nstype import select
-from ._start import MNT, USER, differs, start
+from ._start import MNT, USER, start
 from ._target import OpenTarget, check_target
 
 if TYPE_CHECKING:
@@ -232,6 +232,9 @@ class Popen(subprocess.Popen[AnyStr]):
             args = list(args)
             if not args:
                 raise ValueError("args is empty")
+        if not any(keywords.get(name) is not None for name in ("user", "group", "extra_groups")):
+            super().__init__(args, *positional, **keywords)
+            return
         with _named_ids(self, keywords):
             super().__init__(args, *positional, **keywords)
 
@@ -283,7 +286,7 @@ def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
     with OpenTarget(target) as opened:
         assert opened.process is not None
         popen._checked_target = opened.process
-        if differs(opened.process, MNT):
+        if not opened.process.shares(MNT):
             joins_user = popen._wanted is None or USER in popen._wanted
             keywords.update(numbers(opened.process, keywords, joins_user=joins_user))
         yield

@@ -11,7 +11,7 @@ from . import _identity, _ownership, _plan, _reason, _shim
 from ._launch import At, Failed
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
-from ._process import own_inodes
+from ._process import has_user_namespace_above, own_inodes
 from ._target import OpenTarget
 from .exceptions import JoinError, error
 
@@ -44,8 +44,7 @@ _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBA
 
 MNT, PID, USER = BY_NAME["mnt"], BY_NAME["pid"], BY_NAME["user"]
 
-#: The types for which it matters whether the target is elsewhere than a caller who may join: to join one's own user
-#: namespace is EINVAL for all of the call, one's own mnt moves root and working directory. Any other is no move.
+#: To join one's own user namespace is EINVAL for all of the call, one's own mnt moves root and working directory.
 _NEVER_ONES_OWN = (USER, MNT)
 
 
@@ -107,15 +106,15 @@ def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequen
 
 
 def _to_join(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
-    """The types to name to setns(2) with a pidfd. Only what the kernel would refuse, or do harm with, is left out."""
-    if not _shim.is_admin():
+    """The types to name to setns(2) with a pidfd. Only what the kernel would refuse, or do harm with, is left out.
+
+    To join one's own is no move where one may do it. In the first user namespace CAP_SYS_ADMIN is power over all;
+    elsewhere some of our own namespaces may belong to an ancestor of our user namespace.
+    """
+    if has_user_namespace_above() or not _shim.is_admin():
         return _differing(process, wanted)
     rows = NSTYPES if wanted is None else wanted
-    doubtful = tuple(row for row in rows if row in _NEVER_ONES_OWN)
-    if not doubtful:
-        return rows
-    differing = _differing(process, doubtful)
-    return tuple(row for row in rows if row in differing or row not in doubtful)
+    return tuple(row for row in rows if row not in _NEVER_ONES_OWN or not process.shares(row))
 
 
 def _differing(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
@@ -127,11 +126,6 @@ def _differing(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsTy
         reason = _reason.of_missing_type(row)
         raise JoinError(errno.EINVAL, "setns", nstype=row.name, target=process.words(), reason=reason)
     return tuple(row for row, inode, own in zip(rows, theirs, own_inodes(rows)) if inode and inode != own)
-
-
-def differs(process: Target, row: NsType) -> bool:
-    """Whether the process is in another namespace of this type than this thread."""
-    return process.inodes((row,)) != own_inodes((row,))
 
 
 def _chosen(namespaces: Sequence[Namespace], wanted: tuple[NsType, ...] | None) -> list[Namespace]:
