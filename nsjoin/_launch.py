@@ -400,14 +400,14 @@ def wait(launching: Generator[int, None, T], deadline: float | None = None) -> T
 
 
 def _run(job: Job, work: Any, image: int) -> Launch:
-    needed = {work.barrier[1]}
-    needed.update([step.fd for step in job.joins])
+    needed = {work.barrier[1], *[step.fd for step in job.joins]}
     if job.root >= 0:
         needed.add(job.root)
     sources = [fd for fd in job.stdio if fd >= 0]
-    private = needed.union([fd for fd in sources if fd not in job.pass_fds and _ends_at_exec(fd, job.close_fds)])
+    private = needed.union([fd for fd in sources if _ends_at_exec(fd, job.close_fds)]).difference(job.pass_fds)
+    private.update((work.plan, work.barrier[1]))  # the program could forge the report, or seem never to start
     _write_all(work.plan, pack(job, private, needed))
-    lent = [work.plan, *private, *sources, *job.pass_fds]
+    lent = [*private, *needed, *sources, *job.pass_fds]
     try:
         started = _begin(job, work, image, lent)
         lib.nsjoin_close_barrier(work)
