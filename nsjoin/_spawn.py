@@ -53,7 +53,7 @@ def execute_child_arguments(function: Any = subprocess.Popen._execute_child) -> 
 _ARGUMENTS = execute_child_arguments()
 #: (uid_t)-1: what setresuid(2) takes for "unchanged", so it is nobody's id
 _NO_ID = (1 << 32) - 1
-_PREEXEC_FN_POSITION = 5  # among the positional arguments of subprocess.Popen after args
+_PREEXEC_FN = 5  # its index among the positional arguments of subprocess.Popen after args
 
 
 class _Command(NamedTuple):
@@ -217,7 +217,7 @@ class Popen(subprocess.Popen[AnyStr]):
         _new_group: bool = False,
         **keywords: Any,
     ) -> None:
-        preexec_fn = positional[_PREEXEC_FN_POSITION - 1] if len(positional) >= _PREEXEC_FN_POSITION else None
+        preexec_fn = positional[_PREEXEC_FN] if len(positional) > _PREEXEC_FN else None
         if preexec_fn is not None or keywords.get("preexec_fn") is not None:
             raise TypeError(
                 "preexec_fn is not supported: between here and the program no Python runs, since it would run inside "
