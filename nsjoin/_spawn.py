@@ -244,6 +244,9 @@ class Popen(subprocess.Popen[AnyStr]):
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
         sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
         job = _job(command, given)
+        for fd in (*job.stdio, *job.pass_fds):
+            if fd >= 0:
+                os.get_inheritable(fd)  # EBADF now: a descriptor that we open could get that number
         if self._new_group and not job.new_session:
             job.process_group = 0
         starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"])
