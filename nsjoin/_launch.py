@@ -341,7 +341,7 @@ _image = _Image()
 _in_flight: dict[int, CData] = {}
 
 #: Children that had been killed but did not end in time (hung in the kernel); reaped by a later launch.
-_unreaped: list[int] = []
+_unreaped: set[int] = set()
 
 _REAP_SECONDS = 0.5
 
@@ -499,10 +499,10 @@ def end(pid: int) -> None:
             return
     except ChildProcessError:
         return  # not ours any more, so not ours to kill: somebody else has reaped it
-    _unreaped.append(pid)
+    _unreaped.add(pid)
     os.kill(pid, signal.SIGKILL)
     if _reap(pid, _REAP_SECONDS):
-        _unreaped.remove(pid)
+        _unreaped.discard(pid)  # another thread's launch may have reaped it meanwhile
 
 
 def _reap(pid: int, seconds: float | None = None) -> bool:
@@ -528,10 +528,10 @@ def _reap(pid: int, seconds: float | None = None) -> bool:
 
 
 def _reap_late() -> None:
-    for pid in _unreaped[:]:
+    for pid in list(_unreaped):
         try:
             ended = os.waitpid(pid, os.WNOHANG)[0] == pid
         except ChildProcessError:
             ended = True
         if ended:
-            _unreaped.remove(pid)
+            _unreaped.discard(pid)
