@@ -344,6 +344,7 @@ _in_flight: dict[int, CData] = {}
 _unreaped: set[int] = set()
 
 _REAP_SECONDS = 0.5
+_LONGEST_POLL = 86400.0  # poll(2) takes milliseconds in an int: 24.8 days
 
 
 def _forget_launches_of_the_parent() -> None:
@@ -459,7 +460,7 @@ def _wait_for_news(barrier: int, deadline: float | None) -> None:
                 return
         else:
             left = deadline - time.monotonic()
-            if poll.poll(max(left, 0) * 1000):
+            if poll.poll(min(max(left, 0), _LONGEST_POLL) * 1000):
                 return
             if left <= 0:
                 raise Expired
