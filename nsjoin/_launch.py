@@ -242,6 +242,7 @@ def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> b
 
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_EXEC = 1, 2, 16  # MFD_EXEC: Linux 6.3
 _F_ADD_SEALS, _ALL_SEALS = 1033, 15
+_F_SEAL_EXEC = 32  # Linux 6.3
 
 
 class _Image:
@@ -282,8 +283,6 @@ class _Image:
         return (status.st_dev, status.st_ino) == self._identity
 
     def _make(self) -> None:
-        import fcntl
-
         flags = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
         try:
             try:
@@ -300,7 +299,7 @@ class _Image:
         fd = _shim.above_stdio(fd)
         try:
             _write_all(fd, _image_bytes())
-            fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+            _seal(fd)
             status = os.fstat(fd)
         except BaseException:
             os.close(fd)
@@ -320,6 +319,18 @@ class _Image:
         finally:
             os.unlink(path)
         return _shim.above_stdio(fd)
+
+
+def _seal(fd: int) -> None:
+    import fcntl
+
+    try:
+        # without it, root of a target could take the x bits through /proc/PID/exe, and no launch would work any more
+        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS | _F_SEAL_EXEC)
+    except OSError as refused:
+        if refused.errno != errno.EINVAL:
+            raise
+        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
 
 
 def _image_bytes() -> bytes:
