@@ -270,6 +270,10 @@ class _Image:
                 return self._fd, False
         return self._file(), True
 
+    def unlock(self) -> None:
+        """In the child of a fork: a thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
     def memfd_does_not_run(self) -> None:
         """Learn that the kernel refuses to execute a memfd."""
         self._memfd_runs = False
@@ -363,6 +367,7 @@ def _forget_launches_of_the_parent() -> None:
         lib.nsjoin_finish(work)
     _in_flight.clear()
     _unreaped.clear()
+    _image.unlock()
 
 
 os.register_at_fork(after_in_child=_forget_launches_of_the_parent)
