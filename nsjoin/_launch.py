@@ -162,6 +162,8 @@ def environment() -> list[bytes]:
     kernel would be reading.
     """
     pointers = lib.environ
+    if not pointers:  # clearenv(3)
+        return []
     n = 0
     while pointers[n]:
         n += 1
