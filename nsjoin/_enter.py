@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
 _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
 
+#: Answers that mean: save through /proc. EPERM: a seccomp filter that does not know pidfd_open.
+_NO_PIDFD = _shim.NO_SUCH_IOCTL | {errno.EPERM}
+
 _STAY = ffi.typeof("struct nsjoin_stay *")
 
 
@@ -228,7 +231,7 @@ def _namespace_trip(namespaces: Sequence[Namespace], root: int = -1) -> CData:
 def _enter(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
     """Return 0, or the errno of the move ``stay.failed``; raise for everything else that fails."""
     result = lib.nsjoin_enter(stay, trip)
-    if stay.stage == lib.NSJOIN_SAVE and -result in _shim.NO_SUCH_IOCTL:
+    if stay.stage == lib.NSJOIN_SAVE and -result in _NO_PIDFD:
         result = _enter_by_proc(stay, trip, rows)
     if result == 0 or stay.stage == lib.NSJOIN_MOVE:
         return -result
