@@ -37,6 +37,8 @@ _NO_PIDFD = _shim.NO_SUCH_IOCTL | {errno.EPERM}
 
 _STAY = ffi.typeof("struct nsjoin_stay *")
 
+_NO_GUARD = object()  # of a stay without mnt
+
 
 class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     """Context manager and decorator: this thread joins namespaces of ``target``, and is restored on exit.
@@ -85,31 +87,37 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             else:
                 self._join_opened(stay)
             thread = get_ident()
-            guard = _guard.enter_thread(allow_imports=self._allow_imports) if stay.cwd >= 0 else None
+            guard = _guard.enter_thread(allow_imports=self._allow_imports) if stay.cwd >= 0 else _NO_GUARD
             self._stays[thread] = stay, guard, self._stays.get(thread)
+            return self
         except BaseException:
             _leave(stay)
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        thread = get_ident()
+        stays = None
         try:
-            stay, guard, outer = self._stays[thread]
-        except KeyError:
-            raise RuntimeError("this enter was not entered in this thread, so it cannot be left here") from None
-        has_mnt = stay.cwd >= 0
-        try:
-            _leave(stay)  # first, then forget it: a signal handler may raise in between
+            stays = self._stays.get(get_ident())
+            if stays is None:
+                raise RuntimeError("this enter was not entered in this thread, so it cannot be left here")
+            _leave(stays[0])
         finally:
-            if has_mnt:
-                _guard.leave_thread(guard)
-            if outer is None:
-                del self._stays[thread]
-            else:
-                self._stays[thread] = outer
+            if stays is None:
+                stays = self._stays.get(get_ident())
+            if stays is not None:
+                lib.nsjoin_leave(stays[0])  # a signal handler may have raised before that; twice does nothing
+                self._forget(stays)
+
+    def _forget(self, stays: _Stays) -> None:
+        _, guard, outer = stays
+        if guard is not _NO_GUARD:
+            _guard.leave_thread(guard)
+        if outer is None:
+            self._stays.pop(get_ident(), None)
+        else:
+            self._stays[get_ident()] = outer
 
     def settle(self, root: int = -1) -> None:
         """Join for good: this thread is not brought back. For given namespaces; ``root`` becomes the root with mnt."""
