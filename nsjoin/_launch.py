@@ -105,6 +105,7 @@ class Job:
         "joins",
         "new_session",
         "pass_fds",
+        "pid",
         "process_group",
         "restore_signals",
         "root",
@@ -146,6 +147,7 @@ class Job:
         self.fork = fork
         self.at_home = at_home
         self.go_home = False
+        self.pid = 0  # of the program, once it runs: an exception on the way to the caller cannot lose it
         self.root = root
         self.cwd = cwd
         self.umask = umask
@@ -432,10 +434,14 @@ def _run(job: Job, work: Any, image: int) -> Launch:
         lib.nsjoin_close_barrier(work)
         _shim.check(started)
         yield work.barrier[0]
+        job.pid = _settle(job, work)
+        return job.pid
+    except Failed:
+        raise  # nothing is left of it
     except BaseException:
+        job.pid = 0
         _abort(work)
         raise
-    return _settle(job, work)
 
 
 def _begin(job: Job, work: Any, image: int, lent: list[int]) -> int:
@@ -494,6 +500,7 @@ def _settle(job: Job, work: Any) -> int:
     running = at == _EXEC and number == 0
     if job.fork or not running:
         _reap(work.joiner)
+        work.joiner = 0
     if running:
         return child if job.fork else int(work.joiner)
     if child > 0:

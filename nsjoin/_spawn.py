@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
 from ._accounts import numbers
-from ._launch import Ids, Job, environment, wait
+from ._launch import Ids, Job, end, environment, wait
 from ._namespace import Namespace
 from ._nstype import select
 from ._start import MNT, USER, start
@@ -250,7 +250,12 @@ class Popen(subprocess.Popen[AnyStr]):
         if self._new_group and not job.new_session:
             job.process_group = 0
         starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"])
-        self._finish_start(starting, [given[name] for name in _PIPES])
+        try:
+            self._finish_start(starting, [given[name] for name in _PIPES])
+        except BaseException:
+            end(job.pid)
+            self._child_created = False
+            raise
 
     def _finish_start(self, starting: Launch, pipes: list[int]) -> None:
         """Wait until the program runs. aio overrides this: it waits in its own way."""
