@@ -18,6 +18,7 @@ import time
 from array import array
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 from . import _shim
 from ._nstype import BY_NAME
@@ -357,7 +358,7 @@ _image = _Image()
 
 #: Launches under way. A fork elsewhere in this process copies the write end of their barriers, and until that process
 #: ends too, the launch would seem to be held before exec: so the child closes its copies.
-_in_flight: dict[int, CData] = {}
+_in_flight: WeakValueDictionary[int, CData] = WeakValueDictionary()
 
 #: Children that had been killed but did not end in time (hung in the kernel); reaped by a later launch.
 _unreaped: set[int] = set()
@@ -386,7 +387,7 @@ def launch(job: Job) -> Launch:
     """
     if _unreaped:
         _reap_late()
-    work: Any = ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0))
+    work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0)), lib.nsjoin_finish)
     _in_flight[id(work)] = work
     image, image_is_ours = -1, False
     try:
@@ -400,7 +401,6 @@ def launch(job: Job) -> Launch:
             _image.memfd_does_not_run()
     finally:
         lib.nsjoin_finish(work)
-        del _in_flight[id(work)]
         if image_is_ours:
             os.close(image)
     return (yield from launch(job))
