@@ -243,7 +243,7 @@ class Popen(subprocess.Popen[AnyStr]):
         given = dict(zip(_ARGUMENTS, arguments))
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
         sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
-        job = _job(command, given)
+        job: Job = _job(command, given)
         for fd in (*job.stdio, *job.pass_fds):
             if fd >= 0:
                 os.get_inheritable(fd)  # EBADF now: a descriptor that we open could get that number
