@@ -122,14 +122,29 @@ static void close_own(void *unused)
     own.fd = -1;
 }
 
-static void count_fork(void)
+/* Held while a launch's descriptors come and go: a fork in another thread at that moment would give its child numbers that
+ * are not, or no longer, what they stand for, and the child closes them (_launch.py). */
+static pthread_mutex_t coming_and_going = PTHREAD_MUTEX_INITIALIZER;
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&coming_and_going);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&coming_and_going);
+}
+
+static void after_fork_in_child(void)
 {
     generation++;
+    pthread_mutex_unlock(&coming_and_going);
 }
 
 static void set_up(void)
 {
-    if (pthread_key_create(&at_thread_exit, close_own) != 0 || pthread_atfork(NULL, NULL, count_fork) != 0)
+    if (pthread_key_create(&at_thread_exit, close_own) != 0 || pthread_atfork(before_fork, after_fork, after_fork_in_child) != 0)
         generation = -1;
 }
 
@@ -373,7 +388,7 @@ static int become_joiner(void *argument)
     _exit(127);
 }
 
-int nsjoin_prepare(struct nsjoin_work *work)
+static int open_work(struct nsjoin_work *work)
 {
     int error = result(pipe2(work->barrier, O_CLOEXEC));
     for (int i = 0; error == 0 && i < 2; i++)
@@ -381,6 +396,15 @@ int nsjoin_prepare(struct nsjoin_work *work)
             error = work->barrier[i];
     if (error == 0 && (work->plan = lifted(nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC))) < 0)
         error = work->plan;
+    return error;
+}
+
+int nsjoin_prepare(struct nsjoin_work *work)
+{
+    pthread_once(&once, set_up);
+    pthread_mutex_lock(&coming_and_going);
+    int error = open_work(work);
+    pthread_mutex_unlock(&coming_and_going);
     return error;
 }
 
@@ -416,12 +440,16 @@ int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, 
 
 void nsjoin_close_barrier(struct nsjoin_work *work)
 {
+    pthread_mutex_lock(&coming_and_going);
     close_one(&work->barrier[1]);
+    pthread_mutex_unlock(&coming_and_going);
 }
 
 void nsjoin_finish(struct nsjoin_work *work)
 {
+    pthread_mutex_lock(&coming_and_going);
     close_one(&work->barrier[0]);
     close_one(&work->barrier[1]);
     close_one(&work->plan);
+    pthread_mutex_unlock(&coming_and_going);
 }
