@@ -309,6 +309,13 @@ static void bear(plan_t *plan)
     leave();
 }
 
+/* Root of the target must not trace this process or look into its /proc once it is inside: ptrace(2), proc(5). A change of
+ * credentials, as by joining a user namespace, sets this to fs.suid_dumpable, which may be 1. */
+static void hide(plan_t *plan)
+{
+    must(plan, SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
+}
+
 static void carry_out(plan_t *plan)
 {
     take_back(plan);
@@ -318,6 +325,7 @@ static void carry_out(plan_t *plan)
     if (plan->flags & NSJOIN_DROP_GROUPS)
         drop_groups(plan);
     join(plan);
+    hide(plan);
     if (plan->root >= 0)
         change_root(plan);
     if (plan->cwd) {
@@ -329,6 +337,7 @@ static void carry_out(plan_t *plan)
     if (plan->flags & NSJOIN_DROP_GROUPS)
         drop_groups(plan);
     set_ids(plan);
+    hide(plan);
     if (plan->flags & NSJOIN_FORK)
         bear(plan);
     become(plan);
@@ -359,8 +368,7 @@ static void start(char **argv)
         fd = fd * 10 + (*digit - '0');
     plan_t *plan = map_plan(fd);
     begin(plan, NSJOIN_STEP_PLAN);
-    /* root of the target must not trace this process or look into its /proc once it is inside: ptrace(2), proc(5) */
-    must(plan, SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
+    hide(plan);
     carry_out(plan);
     leave();
 }
