@@ -86,4 +86,5 @@ ffibuilder.set_source(
     include_dirs=["nsjoin"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=["-std=gnu11", "-O2"],
+    extra_link_args=["-Wl,-z,now"],  # the vfork child must not run the dynamic linker in our memory
 )
