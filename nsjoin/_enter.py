@@ -74,7 +74,10 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         self._trip: CData | None = None
         if isinstance(self._target, tuple) and all(isinstance(member, Namespace) for member in self._target):
             self._given = self._choose(self._target)  # type: ignore[arg-type]
-            self._trip = _namespace_trip(self._given)
+            rows = tuple(BY_NAME[namespace.nstype] for namespace in self._given)
+            _refuse(rows)
+            if not any(row.alone for row in rows):  # else each time anew: there may be threads by then
+                self._trip = _namespace_trip(self._given)
         self._stays: dict[int, _Stays] = {}  # by thread, the innermost first
 
     def __enter__(self) -> Self:
