@@ -260,7 +260,9 @@ class Process:
                 "looking into another process needs its uid and gid and no more capabilities than we have, or "
                 "CAP_SYS_PTRACE in its user namespace (ptrace(2), PTRACE_MODE_READ)"
             )
-        if refused.errno == errno.ENOENT and row is not None:
+        if refused.errno == errno.ENOENT:
+            if row is None:
+                return _hidden_reason(self._pid)
             return (
                 f"this kernel has no {row.name} namespaces (they need Linux {row.since}), or /proc does not show them"
             )
