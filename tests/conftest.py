@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
-import platform
 import shutil
 import signal
-import struct
 import subprocess
-import sys
-import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -96,98 +90,6 @@ requires_root = pytest.mark.skipif(not IS_ROOT, reason="joining without a user n
 def requires_program(name: str) -> pytest.MarkDecorator:
     """Skip, and say so, where a tool of the system is not installed (``.ci/run`` installs them all)."""
     return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
-
-
-# --- a child that may change itself for good --------------------------------------------------------------
-
-
-def in_child(func: Callable[[], object]) -> None:
-    """Run ``func`` in a forked child, which may change itself for good; fail with its traceback if it raises."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _report_to(writer, func)
-    os.close(writer)
-    with open(reader) as file:
-        text = file.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert (status, text) == (0, ""), text
-
-
-def _report_to(writer: int, func: Callable[[], object]) -> NoReturn:
-    text = "no report"
-    unraisable: list[str] = []
-    sys.unraisablehook = lambda raised: unraisable.append(f"{raised.exc_value!r} in {raised.object!r}")
-    signal.alarm(300)  # a test that hangs ends as killed by SIGALRM
-    try:
-        func()
-        text = "".join(unraisable)
-    except BaseException:
-        text = traceback.format_exc()
-    finally:
-        os.write(writer, text.encode())
-        os._exit(0)
-
-
-PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
-SECCOMP_MODE_FILTER = 2
-#: struct seccomp_data: nr, and the low halves of the arguments on a little-endian machine
-NR, ARG0, ARG1 = 0, 16, 24
-SYS_IOCTL, SYS_SETNS = {"x86_64": (16, 308), "aarch64": (29, 268)}[platform.machine()]
-SYS_PIDFD_OPEN = 434
-_LOAD, _AND, _RETURN, _ALLOW, _ERRNO = 0x20, 0x54, 0x06, 0x7FFF0000, 0x00050000
-
-
-class Filter:
-    """A seccomp filter, line by line; each test of ``skip_unless`` jumps over so many of the lines that follow."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, int, int, int]] = []
-
-    def load(self, offset: int) -> None:
-        self.lines.append((_LOAD, 0, 0, offset))
-
-    def mask(self, bits: int) -> None:
-        self.lines.append((_AND, 0, 0, bits))
-
-    def skip_unless(self, value: int, lines: int) -> None:
-        self.lines.append((0x15, 0, lines, value))
-
-    def refuse(self, errno: int) -> None:
-        self.lines.append((_RETURN, 0, 0, _ERRNO | errno))
-
-    def install(self) -> None:
-        """For this thread and what it starts, for good."""
-        code = b"".join(struct.pack("HBBI", *line) for line in [*self.lines, (_RETURN, 0, 0, _ALLOW)])
-        buffer = ctypes.create_string_buffer(code)
-        program = struct.pack("HP", len(code) // 8, ctypes.addressof(buffer))
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
-        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
-
-
-def prctl(option: int, *arguments: object) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    words = [item if isinstance(item, bytes) else ctypes.c_ulong(item) for item in (*arguments, 0, 0, 0)[:4]]
-    if libc.prctl(option, *words) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-
-
-def become_old_kernel(*, pidfds: bool) -> None:
-    """From here on no namespace is had by pidfd, as before Linux 6.11, and without ``pidfds`` there are none (5.2)."""
-    old = Filter()
-    old.load(NR)
-    if not pidfds:
-        old.skip_unless(SYS_PIDFD_OPEN, 1)
-        old.refuse(errno.ENOSYS)
-    old.skip_unless(SYS_IOCTL, 6)
-    old.load(ARG1)
-    old.skip_unless(0x8008B70D, 1)  # NS_GET_ID
-    old.refuse(errno.ENOTTY)
-    old.mask(0xFF00)
-    old.skip_unless(0xFF00, 1)  # every request on a pidfd
-    old.refuse(errno.ENOTTY)
-    old.install()
 
 
 @pytest.fixture(scope="session", autouse=True)

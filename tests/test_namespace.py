@@ -11,7 +11,8 @@ import socket
 import threading
 
 import pytest
-from conftest import become_old_kernel, in_child, requires_root
+from changed import NOBODY, become_old_kernel, in_child, join
+from conftest import requires_root
 
 from nsjoin import (
     Namespace,
@@ -28,7 +29,6 @@ from nsjoin._nstype import BY_NAME
 ALL = ("user", "cgroup", "ipc", "uts", "net", "time", "pid", "mnt")
 IN_TARGET = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 NOT_NAMESPACES = ["a directory", "a file", "a FIFO", "a socket", "a device", "a link to a file"]
-OVERFLOW_UID = 65534
 
 
 def inode(pid, entry):
@@ -86,9 +86,7 @@ def test_from_pid_takes_the_id_of_a_thread():
             assert namespace.id.ino == os.stat(f"/proc/self/task/{ids[0]}/ns/uts").st_ino != inode(os.getpid(), "uts")
     finally:
         done.set()
-        thread.join()
-        while os.path.exists(f"/proc/self/task/{ids[0]}"):  # the thread is joined a little before it is gone
-            os.sched_yield()
+        join(thread)
 
 
 @pytest.mark.parametrize("nstype", ALL)
@@ -158,7 +156,7 @@ def test_current_for_children_is_what_children_get(nstype):
 def test_all_is_the_same_on_a_kernel_that_gives_no_namespace_by_pidfd(target, pidfds):
     def open_all():
         become_old_kernel(pidfds=pidfds)
-        with pytest.raises(OSError, match="Inappropriate ioctl|Function not implemented"):
+        with pytest.raises(OSError, match=r"Inappropriate ioctl|Function not implemented"):
             _shim.pidfd_namespace(_shim.pidfd_open(os.getpid()), BY_NAME["net"].get)
         for nstype in IN_TARGET:
             with Namespace.from_pid(target.pid, nstype) as theirs, Namespace.current(nstype) as own:
@@ -191,14 +189,16 @@ def test_descriptors_are_closed_at_exec_and_above_stdio(way):
 
 
 def test_two_are_equal_if_they_are_the_same_namespace(target):
-    with Namespace.from_pid(target.pid, "net") as one, Namespace.from_path(f"/proc/{target.pid}/ns/net") as same:
-        with Namespace.from_pid(target.pid, "uts") as other:
-            assert one == same
-            assert hash(one) == hash(same)
-            assert one != other
-            assert {one, same, other} == {one, other}
-            assert one != one.id
-            assert one != one.fileno()
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(Namespace.from_pid(target.pid, "net"))
+        same = stack.enter_context(Namespace.from_path(f"/proc/{target.pid}/ns/net"))
+        other = stack.enter_context(Namespace.from_pid(target.pid, "uts"))
+        assert one == same
+        assert hash(one) == hash(same)
+        assert one != other
+        assert {one, same, other} == {one, other}
+        assert one != one.id
+        assert one != one.fileno()
 
 
 def test_type_id_equality_and_hash_can_be_read_when_closed(target):
@@ -315,7 +315,7 @@ def test_the_owner_uid_is_the_one_who_made_the_user_namespace():
             reader, writer = os.pipe()
             child = os.fork()
             if child == 0:
-                os.setresuid(OVERFLOW_UID, OVERFLOW_UID, OVERFLOW_UID)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
                 _shim.unshare(BY_NAME["user"].flag | BY_NAME["net"].flag)
                 os.write(writer, b"!")
                 signal.pause()
@@ -324,7 +324,7 @@ def test_the_owner_uid_is_the_one_who_made_the_user_namespace():
             assert os.read(reader, 1) == b"!"
             for nstype in ("user", "net"):
                 with Namespace.from_pid(child, nstype) as namespace:
-                    assert namespace.owner_uid() == OVERFLOW_UID
+                    assert namespace.owner_uid() == NOBODY
 
     in_child(ask)
 
@@ -372,7 +372,7 @@ def test_files_of_proc_and_dev_are_refused(path):
 
 def test_a_fifo_put_in_place_of_the_file_meanwhile_is_not_waited_for(tmp_path, monkeypatch):
     path = make_not_a_namespace("a FIFO", tmp_path / "fifo")
-    monkeypatch.setattr(os.path, "isfile", lambda path: True)  # as it was a moment ago
+    monkeypatch.setattr(os.path, "isfile", lambda _: True)  # as it was a moment ago
 
     def open_it():
         with pytest.raises(NotANamespaceError):
@@ -407,7 +407,7 @@ def test_what_may_not_be_opened_is_a_permission_error(tmp_path):
     closed = tmp_path / "closed" / "net"
 
     def open_both():
-        os.setresuid(OVERFLOW_UID, OVERFLOW_UID, OVERFLOW_UID)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
         for path in (closed, "/proc/1/ns/net"):
             with pytest.raises(NamespacePermissionError) as caught:
                 Namespace.from_path(path)
@@ -551,8 +551,8 @@ def test_a_forgotten_one_warns_and_is_closed():
     namespace = Namespace.current("net")
     fd = namespace.fileno()
     with pytest.warns(ResourceWarning, match=r"unclosed <Namespace net:\["):
-        del namespace
-        gc.collect()
+        namespace = None  # that was the only reference
+    gc.collect()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 

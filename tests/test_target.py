@@ -14,7 +14,8 @@ import sys
 import threading
 
 import pytest
-from conftest import become_old_kernel, in_child, requires_root
+from changed import NOBODY, become_old_kernel, in_child, join
+from conftest import requires_root
 
 import nsjoin
 from nsjoin import Namespace, NamespaceError, NamespacePermissionError, Target, TargetGoneError, _shim
@@ -22,7 +23,6 @@ from nsjoin._nstype import BY_NAME, NSTYPES
 from nsjoin._target import OpenTarget, check_target
 
 IN_TARGET = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
-NOBODY = 65534
 
 
 @contextlib.contextmanager
@@ -98,22 +98,24 @@ def test_namespaces_opens_all_of_them(target, kernel):
 def test_it_gives_what_children_are_born_into(target, kernel):
     @on_every_kernel
     def test():
-        with Target.from_pid(target.process.pid) as unshare:
-            with unshare.namespace("pid", for_children=True) as children, unshare.namespace("pid") as own:
-                assert children.id.ino == os.stat(f"/proc/{target.pid}/ns/pid").st_ino
-                assert own.id.ino == os.stat("/proc/self/ns/pid").st_ino
+        outside = target.process.pid
+        with Target.from_pid(outside) as unshare, unshare.namespace("pid", for_children=True) as children:
+            assert children.id.ino == os.stat(f"/proc/{target.pid}/ns/pid").st_ino
+            with unshare.namespace("pid") as own:
+                assert own.id.ino == os.stat("/proc/self/ns/pid").st_ino != children.id.ino
 
     test(kernel)
 
 
-def test_what_children_are_born_into_is_known_before_there_is_any(start):
+def test_what_children_are_born_into_is_known_before_there_is_any():
     """Before the first child, /proc says ENOENT; the kernel's ioctl gives the namespace."""
 
     def unshare_and_ask():
         _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag)
+        assert not os.path.exists("/proc/self/ns/pid_for_children")
         with Target.from_pid(os.getpid()) as own, own.namespace("pid", for_children=True) as children:
-            with own.namespace("pid") as mine:
-                assert children != mine
+            assert children.nstype == "pid"
+            assert children.id.ino != os.stat("/proc/self/ns/pid").st_ino
 
     in_child(unshare_and_ask)
 
@@ -235,9 +237,7 @@ def test_from_pid_takes_a_thread():
             assert uts.id.ino == os.stat("/proc/self/ns/uts").st_ino
     finally:
         done.set()
-        thread.join()
-        while os.path.exists(f"/proc/self/task/{ids[0]}"):
-            os.sched_yield()
+        join(thread)
 
 
 # --- its pidfd --------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_without_pidfds_fileno_says_what_it_needs():
         become_old_kernel(pidfds=False)
         with Target.from_pid(os.getppid()) as process:
             assert process.pidfd == -1
-            with pytest.raises(NamespaceError, match="needs Linux 5.3"):
+            with pytest.raises(NamespaceError, match=r"needs Linux 5\.3"):
                 process.fileno()
 
     in_child(test)
@@ -413,8 +413,8 @@ def test_a_forgotten_one_warns_and_is_closed():
     process = Target.from_pid(os.getpid())
     fds = process.fileno(), process.proc()
     with pytest.warns(ResourceWarning, match=f"unclosed <Target {os.getpid()}>"):
-        del process
-        gc.collect()
+        process = None  # that was the only reference
+    gc.collect()
     for fd in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
@@ -475,6 +475,12 @@ def test_a_path_is_a_target(path):
     assert check_target([path]) == (os.fspath(path),)
 
 
+USES = {
+    "check_target": check_target,
+    "enter": lambda named: nsjoin.enter(named, "net"),
+    "run_in": lambda named: nsjoin.run_in(named, ["true"]),
+    "spawn_in": lambda named: nsjoin.spawn_in(named, ["true"]),
+}
 BAD_TARGETS = [
     (None, TypeError),
     (True, TypeError),
@@ -509,15 +515,10 @@ BAD_TARGETS = [
 
 
 @pytest.mark.parametrize(("named", "kind"), BAD_TARGETS, ids=lambda value: repr(value)[:30])
-@pytest.mark.parametrize("use", ["check_target", "enter", "run_in", "spawn_in"])
+@pytest.mark.parametrize("use", USES)
 def test_anything_else_is_refused_before_any_system_call(named, kind, use):
     with pytest.raises(kind):
-        if use == "check_target":
-            check_target(named)
-        elif use == "enter":
-            nsjoin.enter(named, "net")
-        else:
-            getattr(nsjoin, use)(named, ["true"])
+        USES[use](named)
 
 
 def test_a_closed_target_or_namespace_is_refused():
@@ -574,7 +575,7 @@ def test_an_open_target_closes_only_what_it_has_opened():
     assert process.closed
 
 
-def test_the_process_of_another_package_is_a_target(start):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        with OpenTarget(check_target(process)) as opened:
-            assert opened.process.pid == process.pid
+def test_the_process_of_subprocess_is_a_target():
+    program = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE) as process, OpenTarget(check_target(process)) as opened:
+        assert opened.process.pid == process.pid
