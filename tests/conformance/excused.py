@@ -1,29 +1,47 @@
-"""The cases of test.test_subprocess that nsjoin.Popen need not pass, each with its reason.
+"""The cases of test.test_subprocess that nsjoin.Popen need not pass, each with its reason and its Python versions.
 
-``HARMFUL`` cases are not even run: they would hit the runner. The rest run; an excuse that is not needed is an error.
+They run nevertheless: an excuse for a case that passes, or that this interpreter does not have, is an error.
 """
 
 from __future__ import annotations
 
-#: pattern of Class.method -> reason
-_PREEXEC = "uses preexec_fn, which is refused: no Python runs between the caller and the program"
-_ERRPIPE = (
-    "mocks os.waitpid, os.read or the private pipe by which _fork_exec tells its errors; there is a report instead"
+import fnmatch
+import sys
+from typing import NamedTuple
+
+
+class Excuse(NamedTuple):
+    """``cases``: a pattern of Class.method; Python versions from ``since`` up to, not including, ``before``."""
+
+    cases: str
+    reason: str
+    since: tuple[int, int] = (3, 9)
+    before: tuple[int, int] = (4, 0)
+
+    def applies(self) -> bool:
+        return self.since <= sys.version_info[:2] < self.before
+
+    def covers(self, name: str) -> bool:
+        return fnmatch.fnmatchcase(name, self.cases)
+
+
+_PREEXEC = "calls with preexec_fn, which is refused: no Python runs between the caller and the program"
+_FORK_EXEC = "mocks the private _fork_exec, which is not called: the joiner is launched instead"
+
+EXCUSED = (
+    Excuse("POSIXProcessTestCase.test_close_fds_after_preexec", _PREEXEC),
+    Excuse("POSIXProcessTestCase.test_preexec", _PREEXEC),
+    Excuse("POSIXProcessTestCase.test_preexec_errpipe_does_not_double_close_pipes", _PREEXEC),
+    Excuse("POSIXProcessTestCase.test_preexec_exception", _PREEXEC),
+    Excuse("POSIXProcessTestCase.test_preexec_fork_failure", _PREEXEC),
+    Excuse("POSIXProcessTestCase.test_preexec_gc_module_failure", _PREEXEC),
+    Excuse("POSIXProcessTestCase.test_surrogates_error_message", _PREEXEC),
+    Excuse("POSIXProcessTestCase.test_exception_errpipe_normal", _FORK_EXEC),
+    Excuse("POSIXProcessTestCase.test_exception_errpipe_bad_data", _FORK_EXEC),
+    # ProcessTestCase of 3.11 and 3.12, POSIXProcessTestCase of 3.13
+    Excuse("*ProcessTestCase*.test__use_vfork", _FORK_EXEC, since=(3, 11)),
 )
-_VFORK = "mocks the private subprocess._fork_exec, which is not called: the joiner is launched instead"
 
-EXCUSED: dict[str, str] = {
-    "*.test_preexec": _PREEXEC,
-    "*.test_preexec_exception": _PREEXEC,
-    "*.test_preexec_gc_module_failure": _PREEXEC,
-    "*.test_preexec_errpipe_does_not_double_close_pipes": _PREEXEC,
-    "*.test_close_fds_after_preexec": _PREEXEC,
-    "*.test_surrogates_error_message": _PREEXEC,
-    "*.test_exception_errpipe_*": _ERRPIPE,
-    "ProcessTestCase*.test__use_vfork": _VFORK,
-}
-
-HARMFUL: dict[str, str] = {
-    "*.test_communicate_eintr": "the program signals os.getppid(), which is 0 inside a PID namespace: kill(2) then "
-    "means its own process group, so the signal ends the runner",
-}
+#: Not excused, but run without the PID namespace: inside it getppid(2) is 0, the parent being out of sight, and the
+#: program of this case does kill(getppid(), SIGUSR1), which then means its own process group.
+CALLER_IS_SEEN = ("ProcessTestCase*.test_communicate_eintr",)
