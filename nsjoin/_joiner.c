@@ -14,8 +14,8 @@
  */
 #include "_setns.h"
 #include <errno.h>
-#include <linux/prctl.h>
-#include <asm/unistd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 
 #ifndef __NR_close_range
 #define __NR_close_range 436

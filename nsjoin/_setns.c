@@ -1,5 +1,7 @@
 /* The shim: what Python calls. Each function is one system call, or a few that must not be interrupted by Python. */
+#ifndef _GNU_SOURCE /* cffi's own source is compiled with it as well, from the command line */
 #define _GNU_SOURCE
+#endif
 #include "_setns.h"
 #include <errno.h>
 #include <fcntl.h>
