@@ -1,0 +1,119 @@
+"""Processes for tests that must not happen to the test process itself, and a program that is held before exec."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import pickle
+import shutil
+import signal
+import traceback
+from typing import TYPE_CHECKING, TypeVar
+
+from conftest import IS_ROOT, _state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+T = TypeVar("T")
+
+NOBODY = 65534
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
+
+
+def dumpable() -> int:
+    """Return this process's dumpable flag: as root, the owner of /proc/self says nothing about it."""
+    flag: int = ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    return flag
+
+
+def become_ordinary_user() -> None:
+    """As root: become nobody for good. The kernel then clears the dumpable flag, and with it access to our own /proc."""
+    if IS_ROOT:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def close_stdio() -> None:
+    os.closerange(0, 3)
+
+
+def in_child(function: Callable[[], T], *prepare: Callable[[], object]) -> T:
+    """Return what ``function`` returns in a forked child, which first calls ``prepare``.
+
+    Its result comes back through shared memory, since descriptors are what some of these functions close. What it
+    leaves behind of its own (descriptors, children, namespaces, ...) is an error.
+    """
+    with mmap.mmap(-1, 1 << 20) as shared:
+        pid = os.fork()
+        if pid == 0:
+            shared[:] = _outcome(function, prepare).ljust(len(shared), b"\0")
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        assert status == 0, f"the child ended with status {status}"
+        succeeded, value = pickle.loads(shared[:])
+    assert succeeded, value
+    result: T = value
+    return result
+
+
+def _outcome(function: Callable[[], object], prepare: tuple[Callable[[], object], ...]) -> bytes:
+    try:
+        for step in prepare:
+            step()
+        before = _state()
+        value = function()
+        after = _state()
+        assert after == before, f"left behind: {[what for what in before if after[what] != before[what]]}"
+        return pickle.dumps((True, value))
+    except BaseException:
+        return pickle.dumps((False, traceback.format_exc()))
+
+
+def children(pid: int | str = "self") -> set[int]:
+    """Return the pids of the children of a process (of this one), whichever of its threads started them."""
+    found = ""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/task/{task}/children") as file:
+            found += file.read()
+    return set(map(int, found.split()))
+
+
+class Held:
+    """A program whose execve(2) the kernel holds, until ``release``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        shutil.copy("/bin/true", path)
+        # A write lease: who opens the file, and execve does, waits until the holder gives the lease up (fcntl(2),
+        # "Leases"), and the holder gets SIGIO: the process that is to become this program is at its very last step.
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+    def wait(self) -> None:
+        """Wait until execve is held. SIGIO has to be blocked, before the thread that spawns is started."""
+        assert signal.sigtimedwait([signal.SIGIO], 30) is not None, "nobody came to execve"
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def held_program(path: Path) -> Iterator[Held]:
+    """Give a program that is held before exec; SIGIO is blocked in this thread meanwhile, and none is left pending."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+    held = Held(path)
+    try:
+        yield held
+    finally:
+        held.release()
+        signal.sigtimedwait([signal.SIGIO], 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
