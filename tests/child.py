@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import traceback
 from typing import TYPE_CHECKING, TypeVar
 
@@ -83,6 +84,15 @@ def children(pid: int | str = "self") -> set[int]:
         with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/task/{task}/children") as file:
             found += file.read()
     return set(map(int, found.split()))
+
+
+def join(*threads: threading.Thread) -> None:
+    """Join threads, and wait until the kernel has none of them: Thread.join returns before the thread's own end."""
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+        while os.path.exists(f"/proc/self/task/{thread.native_id}"):
+            os.sched_yield()
 
 
 class Held:
