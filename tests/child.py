@@ -112,6 +112,7 @@ class Held:
 
     def release(self) -> None:
         if self._fd >= 0:
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)  # also where a process forked meanwhile has it open
             os.close(self._fd)
             self._fd = -1
 

@@ -1,0 +1,547 @@
+"""The launch: the plan as bytes, the sealed joiner, the wait for exec and what ends it, and that nothing is left."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from child import NOBODY, Held, children, dumpable, held_program, in_child, join
+from conftest import Running, requires_program, requires_root
+
+import nsjoin
+from nsjoin import _launch, _shim
+from nsjoin._launch import At, Failed, Ids, Job, launch, pack, wait
+from nsjoin._plan import Step
+from nsjoin._shim import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="module", autouse=True)
+def near():
+    """A target that shares our file system; autouse, so that it is there before the guard takes stock."""
+    running = Running(("pid", "uts"))
+    yield running
+    running.end()
+
+
+F_GET_SEALS = 1034
+#: seal, shrink, grow, write: no more of any (fcntl(2), "File Sealing")
+ALL_SEALS = 1 | 2 | 4 | 8
+
+
+def run(job: Job) -> int:
+    """Launch a job and wait for its program: the exit status."""
+    _, status = os.waitpid(wait(launch(job)), 0)
+    return status
+
+
+def shell(script: str, **keywords: Any) -> Job:
+    return Job([b"/bin/sh"], [b"sh", b"-c", script.encode()], [], **keywords)
+
+
+# --- the plan as bytes ---------------------------------------------------------------------------------------
+
+
+def unpacked(plan: bytes) -> tuple[Any, Callable[[str, int, str], list[int]]]:
+    """The head of a plan, and a function that reads its lists."""
+    head = ffi.new("struct nsjoin_plan *")
+    ffi.buffer(head)[:] = plan[: ffi.sizeof("struct nsjoin_plan")]
+
+    def read(offset: str, count: int, ctype: str = "int32_t") -> list[int]:
+        start = getattr(head, offset)
+        return list(memoryview(plan[start : start + count * ffi.sizeof(ctype)]).cast("i"))
+
+    return head, read
+
+
+def test_a_plan_holds_what_the_job_says():
+    job = Job(
+        [b"/a/prog", b"/b/prog"],
+        [b"prog", b""],
+        [b"A=1"],
+        stdio=(-1, 5, 0),
+        pass_fds=[9, 7, 2],
+        joins=[Step(11, 0x20000000), Step(12, 0x10000000, 2)],
+        fork=True,
+        root=13,
+        cwd=b"/here",
+        umask=0o27,
+        ids=Ids(1000, 1001, [1002, 4294967294]),
+        new_session=True,
+        process_group=0,
+    )
+    plan = pack(job, [6, 11], [11, 12])
+    head, read = unpacked(plan)
+    assert (head.size, head.pid, head.step, head.error) == (len(plan), 0, 0, 0)
+    assert head.flags == (
+        lib.NSJOIN_FORK | lib.NSJOIN_CLOSE_FDS | lib.NSJOIN_RESTORE_SIGNALS | lib.NSJOIN_SETSID | lib.NSJOIN_SETPGID
+    ) | (lib.NSJOIN_SETUID | lib.NSJOIN_SETGID | lib.NSJOIN_SETGROUPS | lib.NSJOIN_UMASK)
+    assert (list(head.stdio), head.root, head.pgid, head.umask) == ([-1, 5, 0], 13, 0, 0o27)
+    assert (head.uid, head.gid, head.n_groups) == (1000, 1001, 2)
+    assert read("groups", 2) == [1002, -2]
+    assert read("keep", head.n_keep) == [7, 9, 11, 12], "sorted, each once, none of stdio"
+    assert read("lent", head.n_lent) == [6, 11]
+    assert read("joins", head.n_joins * 3) == [11, 0x20000000, 0, 12, 0x10000000, 2]
+    assert (head.n_files, head.n_argv, head.n_envp) == (2, 2, 1)
+    assert plan[head.text :] == b"/a/prog\0/b/prog\0prog\0\0A=1\0/here\0"
+    assert plan[head.cwd :] == b"/here\0"
+    # three lists, each with its NULL
+    assert head.joins - head.tables == (2 + 2 + 1 + 3) * ffi.sizeof("void *")
+    assert plan[head.tables : head.joins].count(0) == head.joins - head.tables
+    assert head.tables % ffi.sizeof("void *") == 0
+
+
+def test_a_plan_without_anything_says_so():
+    head, _ = unpacked(pack(Job([b"/a"], [], [], close_fds=False, restore_signals=False)))
+    assert (head.flags, head.cwd, head.root, list(head.stdio)) == (0, 0, -1, [-1, -1, -1])
+    assert (head.n_joins, head.n_keep, head.n_lent, head.n_groups) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job([b"/a\0b"], [b"a"], []),
+        Job([b"/a"], [b"a\0"], []),
+        Job([b"/a"], [b"a"], [b"A=\0"]),
+        Job([b"/a"], [b"a"], [], cwd=b"\0"),
+    ],
+    ids=["file", "argument", "environment", "cwd"],
+)
+def test_a_nul_in_a_string_is_a_value_error(job):
+    with pytest.raises(ValueError, match="embedded null byte"):
+        pack(job)
+    with pytest.raises(ValueError, match="embedded null byte"):
+        wait(launch(job))
+
+
+# --- the launch ----------------------------------------------------------------------------------------------
+
+
+def test_the_program_gets_its_argv_and_environment():
+    reader, writer = os.pipe()
+    try:
+        job = Job(
+            [b"/no/such", b"/bin/sh"], [b"name", b"-c", b'echo "$0|$1|$A"', b"zero", b""], [b"A=x y"], stdio=(-1, writer, -1)
+        )
+        assert run(job) == 0
+        assert os.read(reader, 100) == b"zero||x y\n"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "at", "number"),
+    [
+        ({"stdio": (999, -1, -1)}, At.LAUNCH, errno.EBADF),
+        ({"pass_fds": [999]}, At.LAUNCH, errno.EBADF),
+        ({"joins": [Step(0, 0x40000000)]}, At.JOIN, errno.EINVAL),
+        ({"root": 0}, At.ROOT, errno.ENOTDIR),
+        ({"cwd": b"/no/such"}, At.CWD, errno.ENOENT),
+        ({"process_group": 1}, At.SESSION, errno.EPERM),
+        ({"cwd": b"/etc/passwd"}, At.CWD, errno.ENOTDIR),
+    ],
+)
+def test_a_failure_names_its_step_and_errno(keywords, at, number):
+    with open("/dev/null") as null:
+        if keywords.get("root") == 0:
+            keywords = {"root": null.fileno()}
+        if "joins" in keywords:
+            keywords = {"joins": [Step(null.fileno(), 0x40000000)]}
+        with pytest.raises(Failed) as caught:
+            wait(launch(shell("exit", **keywords)))
+    assert (caught.value.at, caught.value.errno) == (at, number)
+
+
+def test_the_join_that_failed_is_named_by_its_index(target):
+    with open(f"/proc/{target.pid}/ns/uts") as uts, open("/dev/null") as null, pytest.raises(Failed) as caught:
+        steps = [Step(uts.fileno(), 0x04000000, 1), Step(null.fileno(), 0x40000000)]
+        wait(launch(shell("exit", joins=steps)))
+    assert (caught.value.at, caught.value.index) == (At.JOIN, 1)
+
+
+def test_a_launch_that_nobody_waits_for_is_ended(tmp_path):
+    with held_program(tmp_path / "held") as held:
+        launching = launch(Job([os.fsencode(held.path)], [b"held"], []))
+        barrier = next(launching)
+        held.wait()
+        assert not select.select([barrier], [], [], 0)[0], "it has not exec'd"
+        del launching
+        gc.collect()
+
+
+# --- the image -----------------------------------------------------------------------------------------------
+
+
+def test_the_joiner_is_sealed_and_cannot_be_written():
+    fd, is_to_be_closed = _launch._image.open()
+    assert not is_to_be_closed
+    assert fd > 2
+    assert fcntl.fcntl(fd, F_GET_SEALS) & ALL_SEALS == ALL_SEALS
+    with pytest.raises(PermissionError):
+        os.pwrite(fd, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+    # through /proc/PID/exe it can be opened for writing by its owner, as CVE-2019-5736 did: to no avail
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    try:
+        with pytest.raises(PermissionError):
+            os.write(again, b"x")
+    finally:
+        os.close(again)
+    assert os.pread(fd, 1 << 20, 0) == _launch._image_bytes()
+
+
+def test_the_image_is_made_once():
+    first = _launch._image.open()
+    assert run(shell("exit 0")) == 0
+    assert _launch._image.open() == first
+
+
+@pytest.mark.parametrize("keeps_its_number", [False, True])
+def test_the_image_is_made_again_after_a_program_has_closed_all_descriptors(target, keeps_its_number):
+    def spawn() -> tuple[int, int]:
+        first = nsjoin.run_in(target.pid, ["sh", "-c", "exit 7"]).returncode
+        os.closerange(3, 1024)
+        if keeps_its_number:  # the number means another file now, which must be neither executed nor closed
+            other = os.memfd_create("other")
+            os.dup2(other, number, inheritable=False)
+        done = nsjoin.run_in(target.pid, ["sh", "-c", "exit 7"]).returncode
+        if keeps_its_number:
+            assert os.path.sameopenfile(other, number)
+        return first, done
+
+    number = _launch._image.open()[0]
+    outcome: list[tuple[int, int]] = []
+    assert in_child(lambda: outcome[0], lambda: outcome.append(spawn())) == (7, 7)
+
+
+@pytest.fixture
+def no_memfd(monkeypatch, tmp_path) -> Callable[[int], None]:
+    """Make the kernel refuse executable memfds with an errno, to an image that has not been made yet."""
+
+    def refuse(number: int) -> None:
+        def memfd_create(name: bytes, flags: int) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(_launch, "_image", _launch._Image())
+        monkeypatch.setattr(_shim, "memfd_create", memfd_create)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOSYS])
+def test_where_memfds_cannot_be_executed_a_file_serves_and_none_is_left(target, no_memfd, number, tmp_path):
+    no_memfd(number)
+    for _ in range(2):
+        assert nsjoin.run_in(target.pid, ["sh", "-c", "exit 7"]).returncode == 7
+        assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        nsjoin.spawn_in(target.pid, ["no-such-program-anywhere"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_error_of_memfd_create_is_raised(target, no_memfd):
+    no_memfd(errno.EMFILE)
+    with pytest.raises(OSError, match="Too many open files"):
+        nsjoin.spawn_in(target.pid, ["true"])
+
+
+@requires_root
+def test_with_memfd_noexec_2_it_works_all_the_same(tmp_path):
+    # vm.memfd_noexec belongs to a PID namespace, Linux 6.3 (and is inherited, so it may only be raised in a new one)
+    if not os.path.exists("/proc/sys/vm/memfd_noexec"):
+        pytest.skip("this kernel has no vm.memfd_noexec: that needs Linux 6.3")
+    script = (
+        "import os, nsjoin\n"
+        "with nsjoin.Namespace.current('uts') as uts:\n"
+        "    print(nsjoin.run_in(uts, ['sh', '-c', 'exit 7'], stdin=0).returncode)\n"
+        "print(nsjoin._launch._image._memfd_runs, os.listdir(os.environ['TMPDIR']))\n"
+    )
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c"]
+        + ['echo 2 >/proc/sys/vm/memfd_noexec && exec "$@"', "sh", sys.executable, "-c", script],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("7\nFalse []\n", "")
+
+
+# --- held before exec ----------------------------------------------------------------------------------------
+
+
+class Spawning(threading.Thread):
+    """Spawns in a thread; what was raised is in ``error``."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__()
+        self.work = lambda: nsjoin.run_in(*args, **keywords)
+        self.error: BaseException | None = None
+        self.result: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self.work()
+        except BaseException as error:
+            self.error = error
+
+
+def processes_of_the_launch(before: set[int], count: int) -> set[int]:
+    new = children() - before
+    assert len(new) == count
+    return new
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that other users can look into too: pytest's are private."""
+    with tempfile.TemporaryDirectory(prefix="nsjoin-test-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+#: What a process has mapped that is of no file: stack, vdso and the like
+ANONYMOUS = re.compile(r"\[.*\]|")
+
+
+@requires_root
+@pytest.mark.parametrize(("keywords", "count"), [({}, 2), ({"namespaces": ["uts", "net"]}, 1), ({"user": NOBODY}, 2)])
+def test_while_the_program_is_held_before_exec_nothing_of_python_is_inside(start, folder, keywords, count):
+    target = start("uts", "net", "pid")
+    before, flag = children(), dumpable()
+    with held_program(folder / "held") as held:
+        spawning = Spawning(target.pid, [held.path], **keywords)
+        held.wait()
+        try:
+            for pid in processes_of_the_launch(before, count):
+                assert os.readlink(f"/proc/{pid}/exe") == "/memfd:nsjoin (deleted)"
+                with open(f"/proc/{pid}/maps") as file:
+                    mapped = {line.split(maxsplit=5)[5].strip() for line in file if len(line.split()) > 5}
+                files = {name for name in mapped if not ANONYMOUS.fullmatch(name)}
+                assert files == {"/memfd:nsjoin (deleted)", "/memfd:nsjoin-plan (deleted)"}
+                # not dumpable: what it has in /proc belongs to root, so another user inside cannot look into it
+                assert os.stat(f"/proc/{pid}/maps").st_uid == 0
+                open_files = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if int(fd) > 2}
+                assert {re.sub(r"\[.*", "", name) for name in open_files} <= {"pipe:", "anon_inode:", "pidfd:"}
+            assert dumpable() == flag
+        finally:
+            held.release()
+            join(spawning)
+    assert spawning.error is None
+    assert spawning.result.returncode == 0
+    assert dumpable() == flag
+
+
+class Interrupt(Exception):
+    """What a signal handler raises, as Ctrl-C's raises KeyboardInterrupt."""
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGUSR1, and SIGIO by which the kernel tells that exec is held, raise ``Interrupt`` in this thread."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupt
+
+    before = [(number, signal.signal(number, interrupt)) for number in (signal.SIGIO, signal.SIGUSR1)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"fork": False}], ids=["forking", "not forking"])
+def test_ctrl_c_ends_the_wait_for_exec_and_leaves_nothing(near, tmp_path, interruptible, keywords):
+    before = children()
+    with held_program(tmp_path / "held") as held:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
+        with pytest.raises(Interrupt):
+            nsjoin.spawn_in(near.pid, [held.path], **keywords)
+        assert children() == before
+
+
+@pytest.mark.parametrize("keywords", [{}, {"fork": False}], ids=["forking", "not forking"])
+def test_a_timeout_ends_the_wait_for_exec_and_leaves_nothing(near, tmp_path, keywords):
+    before = children()
+    with held_program(tmp_path / "held") as held:
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            nsjoin.run_in(near.pid, [held.path, "argument"], timeout=0.2, **keywords)
+        held.wait()  # the timeout did not come before exec
+        assert children() == before
+    assert (caught.value.cmd, caught.value.timeout) == ([held.path, "argument"], 0.2)
+
+
+def stop_from_inside(target: int, held: Held, before: set[int]) -> None:
+    """Wait until exec is held, have a process inside stop the one that is to become the program, and let exec go on."""
+    held.wait()
+    numbers = {pid: numbers_of(pid) for pid in children() - before}
+    inner = max(numbers, key=lambda pid: len(numbers[pid]))
+    nsjoin.run_in(target, ["kill", "-STOP", numbers[inner][-1]], check=True)
+    os.waitid(os.P_PID, inner, os.WSTOPPED | os.WNOWAIT)
+    held.release()
+
+
+def numbers_of(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/status") as file:
+        return next(line.split()[1:] for line in file if line.startswith("NSpid"))
+
+
+def test_ctrl_c_ends_the_wait_for_a_program_that_something_inside_has_stopped(near, tmp_path, interruptible):
+    before = children()
+    with held_program(tmp_path / "held") as held:
+
+        def stop_and_interrupt() -> None:
+            stop_from_inside(near.pid, held, before)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+        thread = threading.Thread(target=stop_and_interrupt)
+        thread.start()
+        with pytest.raises(Interrupt):
+            nsjoin.spawn_in(near.pid, [held.path])
+        join(thread)
+        assert children() == before
+
+
+def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near, tmp_path):
+    with held_program(tmp_path / "held") as held:
+        spawning = Spawning(near.pid, [held.path])
+        held.wait()
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of a fork beside threads
+            forked = os.fork()
+        if forked == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the test is over
+            os._exit(0)
+        try:
+            held.release()
+            spawning.join(20)
+            assert not spawning.is_alive(), "the launch waits for a process that has nothing to do with it"
+        finally:
+            os.close(writer)
+            os.close(reader)
+            os.waitpid(forked, 0)
+            join(spawning)
+    assert spawning.result.returncode == 0
+
+
+def test_a_program_that_is_killed_before_exec_has_died_by_that_signal(near, tmp_path):
+    before = children()
+    with held_program(tmp_path / "held") as held:
+        spawning = Spawning(near.pid, [held.path])
+        held.wait()
+        for pid in children() - before:
+            os.kill(pid, signal.SIGKILL)
+        join(spawning)
+    assert spawning.error is None
+    assert spawning.result.returncode == -signal.SIGKILL
+
+
+# --- faults that strace injects ------------------------------------------------------------------------------
+
+REPORT = """
+import os, sys, nsjoin
+from nsjoin import _launch
+sys.path.insert(0, {tests!r})
+from child import children
+_launch._image.open()
+nsjoin.Namespace.current("uts").close()  # this thread's own pidfd is kept
+before = os.listdir("/proc/self/fd")
+try:
+    with nsjoin.spawn_in({pid}, ["sh", "-c", "exit 7"], cwd="/", umask=0o22, start_new_session=True, fork={fork}) as process:
+        process.wait()
+    print("status", process.returncode)
+except OSError as error:
+    print(type(error).__name__, getattr(error, "step", None), error.errno)
+if children() or len(os.listdir("/proc/self/fd")) != len(before):
+    print("left:", children(), os.listdir("/proc/self/fd"))
+"""
+
+
+def with_fault(pid: int, fault: str, path: str | None = None, *, fork: bool = True) -> list[str]:
+    """What a Python program that spawns reports when strace injects ``fault`` into it and what it starts.
+
+    ``path``: only into calls on a descriptor of this file.
+    """
+    options = [f"--inject={fault}", *(["-P", path] if path else [])]
+    script = REPORT.format(pid=pid, tests=os.path.dirname(__file__), fork=fork)
+    with tempfile.NamedTemporaryFile("r") as log:
+        done = subprocess.run(
+            ["strace", "-f", "-qq", "-o", log.name, *options, sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "signal=" in fault or "(INJECTED)" in log.read(), "the fault did not come to pass"
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@requires_program("strace")
+@pytest.mark.parametrize(
+    ("call", "step"),
+    [("setns", "join"), ("close_range", "close"), ("chdir", "cwd")],
+)
+def test_a_joiner_that_is_killed_at_a_step_is_an_error_and_nothing_is_left(near, call, step):
+    assert with_fault(near.pid, f"{call}:signal=KILL") == [f"JoinError {step} {errno.ECHILD}"]
+
+
+@requires_program("strace")
+def test_a_child_that_is_killed_before_exec_is_an_error_and_nothing_is_left(near):
+    assert with_fault(near.pid, "setsid:signal=KILL") == [f"JoinError session {errno.ECHILD}"]
+
+
+@requires_program("strace")
+@pytest.mark.parametrize(
+    ("fault", "path"),
+    [
+        pytest.param("close_range:error=ENOSYS", None, id="no close_range (before 5.9)"),
+        pytest.param("pidfd_open:error=ENOSYS", None, id="no pidfd_open (before 5.3)"),
+        pytest.param("pidfd_open:error=EPERM", None, id="pidfd_open forbidden by seccomp"),
+        pytest.param("setns:error=EINVAL", "anon_inode:[pidfd]", id="no setns by pidfd (before 5.8)"),
+        pytest.param("setns:error=EPERM", "anon_inode:[pidfd]", id="setns by pidfd not permitted"),
+        pytest.param("ioctl:error=ENOTTY", "anon_inode:[pidfd]", id="no ioctls of pidfds (before 6.11)"),
+        pytest.param("memfd_create:error=EINVAL:when=1", None, id="no MFD_EXEC (before 6.3)"),
+        pytest.param("execveat:error=EACCES", "/memfd:nsjoin (deleted)", id="memfds cannot be executed"),
+    ],
+)
+def test_on_a_kernel_that_lacks_something_it_works_all_the_same(near, fault, path):
+    assert with_fault(near.pid, fault, path) == ["status 7"]
+
+
+@requires_program("strace")
+def test_where_memory_cannot_be_shared_the_launch_forks(near):
+    # before Linux 6.2 clone(CLONE_VM) is EINVAL where time_for_children differs
+    assert with_fault(near.pid, "clone:error=EINVAL:when=1", fork=False) == ["status 7"]
+
+
+@requires_program("strace")
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("clone:error=EAGAIN:when=1", "BlockingIOError None 11"),
+        ("pipe2:error=EMFILE:when=1", "OSError None 24"),
+        ("setsid:error=EPERM", "PermissionError None 1"),
+    ],
+)
+def test_a_call_that_fails_is_an_error_and_nothing_is_left(near, fault, expected):
+    assert with_fault(near.pid, fault) == [expected]
