@@ -228,10 +228,10 @@ class Popen(subprocess.Popen[AnyStr]):
         self._fork = fork
         self._deadline = _deadline
         self._new_group = _new_group
-        if not isinstance(args, (str, bytes, os.PathLike)):
-            args = list(args)
-            if not args:
-                raise ValueError("args is empty")
+        if not isinstance(args, (list, tuple, str, bytes, os.PathLike)):
+            args = list(args)  # an iterator can be looked into only once
+        if isinstance(args, (list, tuple)) and not args:
+            raise ValueError("args is empty")
         if not any(keywords.get(name) is not None for name in ("user", "group", "extra_groups")):
             super().__init__(args, *positional, **keywords)
             return

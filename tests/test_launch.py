@@ -136,7 +136,10 @@ def test_the_program_gets_its_argv_and_environment():
     reader, writer = os.pipe()
     try:
         job = Job(
-            [b"/no/such", b"/bin/sh"], [b"name", b"-c", b'echo "$0|$1|$A"', b"zero", b""], [b"A=x y"], stdio=(-1, writer, -1)
+            [b"/no/such", b"/bin/sh"],
+            [b"name", b"-c", b'echo "$0|$1|$A"', b"zero", b""],
+            [b"A=x y"],
+            stdio=(-1, writer, -1),
         )
         assert run(job) == 0
         assert os.read(reader, 100) == b"zero||x y\n"
@@ -340,7 +343,9 @@ def test_while_the_program_is_held_before_exec_nothing_of_python_is_inside(start
                 assert files == {"/memfd:nsjoin (deleted)", "/memfd:nsjoin-plan (deleted)"}
                 # not dumpable: what it has in /proc belongs to root, so another user inside cannot look into it
                 assert os.stat(f"/proc/{pid}/maps").st_uid == 0
-                open_files = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if int(fd) > 2}
+                open_files = {
+                    os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if int(fd) > 2
+                }
                 assert {re.sub(r"\[.*", "", name) for name in open_files} <= {"pipe:", "anon_inode:", "pidfd:"}
             assert dumpable() == flag
         finally:

@@ -157,9 +157,7 @@ def test_fork_false_leaves_the_program_outside_and_only_its_children_inside(targ
     names = ["pid"] if IS_ROOT else ["pid", "user"]
     script = "echo $$; sh -c 'echo $$; readlink /proc/self/ns/pid'; :"
     args = ["sh", "-c", script]
-    with nsjoin.spawn_in(
-        target.pid, args, namespaces=names, fork=False, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with nsjoin.spawn_in(target.pid, args, namespaces=names, fork=False, stdout=subprocess.PIPE, text=True) as process:
         own, childs, childs_namespace = process.communicate()[0].split()
     assert int(own) == process.pid
     assert int(childs) < 1000
