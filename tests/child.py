@@ -10,10 +10,10 @@ import os
 import pickle
 import shutil
 import signal
-import threading
 import traceback
 from typing import TYPE_CHECKING, TypeVar
 
+from changed import become_nobody
 from conftest import IS_ROOT, _state
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NOBODY = 65534
-_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
+_PR_GET_DUMPABLE = 3
 
 
 def dumpable() -> int:
@@ -33,12 +32,9 @@ def dumpable() -> int:
 
 
 def become_ordinary_user() -> None:
-    """As root: become nobody for good. The kernel then clears the dumpable flag, and with it access to our own /proc."""
+    """As root: become nobody, for good."""
     if IS_ROOT:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+        become_nobody()
 
 
 def close_stdio() -> None:
@@ -84,15 +80,6 @@ def children(pid: int | str = "self") -> set[int]:
         with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/task/{task}/children") as file:
             found += file.read()
     return set(map(int, found.split()))
-
-
-def join(*threads: threading.Thread) -> None:
-    """Join threads, and wait until the kernel has none of them: Thread.join returns before the thread's own end."""
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-        while os.path.exists(f"/proc/self/task/{thread.native_id}"):
-            os.sched_yield()
 
 
 class Held:

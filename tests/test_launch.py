@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from child import NOBODY, Held, children, dumpable, held_program, in_child, join
+from changed import NOBODY, join
+from child import Held, children, dumpable, held_program, in_child
 from conftest import Running, requires_program, requires_root
 
 import nsjoin

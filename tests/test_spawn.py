@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import conftest
 import pytest
-from child import NOBODY, become_ordinary_user, children, close_stdio, in_child, join
+from changed import NOBODY, join
+from child import become_ordinary_user, children, close_stdio, in_child
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
@@ -938,7 +939,8 @@ def test_many_threads_spawn_at_once(target, near):
     threads = [threading.Thread(target=spawn, args=[range(first, 320, 16)]) for first in range(16)]
     for thread in threads:
         thread.start()
-    join(*threads)
+    for thread in threads:
+        join(thread)
     assert sorted(results) == [(number, f"{number}\n", number % 100) for number in range(320)]
 
 
