@@ -143,9 +143,14 @@ class _Call:
         self._stack.enter_context(self._control)
         caller = os.getpid()
         with theirs, control, _born_at_home(self.at_home):
-            self._child = os.fork()
-            if self._child == 0:
-                _Child(self, self._func, self._args, theirs, control).run(caller)
+            # An exception of a signal handler would send the child up the frames of our callers.
+            mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+            try:
+                self._child = os.fork()
+                if self._child == 0:
+                    _Child(self, self._func, self._args, theirs, control).run(caller, mask)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _joins_mnt(self) -> bool:
         return any(step.nstypes & BY_NAME["mnt"].flag for step in self.joins)
@@ -260,9 +265,10 @@ class _Child:
         self._channel = channel
         self._control = control
 
-    def run(self, caller: int) -> NoReturn:
+    def run(self, caller: int, mask: Iterable[int]) -> NoReturn:
         status = 255
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._prepare(caller)
             status = self._stand_between() if self._call.fork else self._call_it()
         except _StepFailed as failed:

@@ -432,6 +432,8 @@ def _run(job: Job, work: Any, image: int) -> Launch:
     try:
         started = _begin(job, work, image, lent)
         lib.nsjoin_close_barrier(work)
+        if started == -errno.EXDEV:
+            raise Failed(At.LAUNCH, 0, errno.EXDEV)
         _shim.check(started)
         yield work.barrier[0]
         job.pid = _settle(job, work)

@@ -28,6 +28,7 @@
 enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
     K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
+    K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
     K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
     K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
 };
@@ -373,7 +374,7 @@ static int become_joiner(void *argument)
     static char *const no_environment[] = {NULL};
     const struct launch *launch = argument;
     int32_t report[3] = {NSJOIN_STEP_LAUNCH, 0, 0}; /* step, index, error */
-    /* The kernel has written how the caller sees us. If that is not how we do, setns(CLONE_NEWPID) came before: we could
+    /* Once more, for kernels that do not tell beforehand: the kernel has written how the caller sees us. If that is not how we do, setns(CLONE_NEWPID) came before: we could
      * join only descendants of that namespace, and the pid of our child would be written as seen from it. */
     if (launch->at_home && syscall(SYS_getpid) != launch->work->joiner) {
         report[2] = EXDEV;
@@ -423,12 +424,22 @@ static int start(struct launch *launch)
     return result(pid);
 }
 
+/* Inside enter(pid, "pid") a child would be born in the target, with the caller's memory as its own until it execs. */
+static int is_born_elsewhere(void)
+{
+    const uint32_t requests[] = {K_PIDFD_GET_PID, K_PIDFD_GET_PID_FOR_CHILDREN};
+    uint64_t inodes[2];
+    return nsjoin_inodes(-1, 2, requests, inodes) == 0 && inodes[0] != inodes[1];
+}
+
 int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent, int at_home)
 {
     static const uint64_t all = ~(uint64_t)0; /* libc's internal signals too, which sigprocmask(3) leaves out */
     char *const argv[] = {(char[]){"nsjoin"}, (char *)(uintptr_t)plan_number, NULL};
     struct launch launch = {work, image, argv, lent, n_lent, at_home};
     uint64_t mask;
+    if (at_home && is_born_elsewhere())
+        return -EXDEV;
     int error = result(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, K_SIGSET_SIZE));
     if (error < 0)
         return error;
