@@ -90,7 +90,7 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             else:
                 self._join_opened(stay)
             thread = get_ident()
-            guard = _guard.enter_thread(allow_imports=self._allow_imports) if stay.cwd >= 0 else _NO_GUARD
+            guard = self._stand_guard(stay) if stay.cwd >= 0 else _NO_GUARD
             self._stays[thread] = stay, guard, self._stays.get(thread)
             return self
         except BaseException:
@@ -128,10 +128,14 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         try:
             self._join_namespaces(stay, self._given, root)
             if stay.cwd >= 0:
-                _guard.enter_thread(allow_imports=self._allow_imports)
+                self._stand_guard(stay)
             stay.joined = 0  # nothing to go back to: only close what was saved
         finally:
             _leave(stay)
+
+    def _stand_guard(self, stay: CData) -> Any:
+        left = os.fstat(stay.saved[stay.n - 1]).st_ino  # mnt is the last of the table
+        return _guard.enter_thread(allow_imports=self._allow_imports, left=left)
 
     def _join_given(self, stay: CData, trip: CData) -> None:
         for namespace in self._given:

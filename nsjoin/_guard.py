@@ -91,12 +91,15 @@ def _own_mount_inode() -> int:
         return 0
 
 
-def enter_thread(*, allow_imports: bool) -> Any:
-    """This thread has joined a foreign mount namespace. Returns what ``leave_thread`` needs."""
+def enter_thread(*, allow_imports: bool, left: int = 0) -> Any:
+    """This thread has left the mount namespace ``left`` (0: unknown). Returns what ``leave_thread`` needs."""
     before = getattr(_thread, "allowed", None)
+    inode = _own_mount_inode()
+    if inode and inode == left:  # it was there already, at home or not
+        return before
     _thread.allowed = allow_imports
-    if not allow_imports:
-        _foreign.add(_own_mount_inode())
+    if inode and not allow_imports:  # 0: the kernel does not tell, and every thread would be taken for one inside
+        _foreign.add(inode)
     return before
 
 
