@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import signal
 import socket
+import sys
 import threading
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -901,3 +904,60 @@ def test_what_is_started_inside_is_born_inside(target):
     with enter(target.pid, "net", "uts"):
         output = run_in(os.getpid(), ["readlink", "/proc/self/ns/net"], namespaces=[], capture_output=True, text=True)
     assert output.stdout.strip() == theirs["net"]
+
+
+# --- imports after ----------------------------------------------------------------------------------------------------
+
+
+def load_something_new():
+    before = set(sys.modules)
+    for name in ("this_module_is_nowhere", "colorsys", "chunk", "sndhdr", "nturl2path", "mailcap", "cmd", "pyclbr"):
+        with contextlib.suppress(ModuleNotFoundError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+    assert set(sys.modules) - before
+
+
+@pytest.mark.parametrize("kernel", ["this", "5.3", "5.2"])
+def test_after_a_stay_in_a_foreign_mnt_modules_can_be_loaded_again(target, kernel):
+    def test():
+        if kernel != "this":
+            become_old_kernel(pidfds=kernel == "5.3")
+        with enter(target.pid, "mnt"), pytest.raises(ImportError, match="not loaded yet"):
+            importlib.import_module("sched")
+        load_something_new()
+        in_thread(lambda: importlib.import_module("sched"))
+
+    in_child(test)
+
+
+def test_another_thread_can_load_modules_meanwhile(target):
+    def test():
+        go, done, failures = threading.Event(), threading.Event(), []
+
+        def load():
+            go.wait()
+            try:
+                load_something_new()
+            except BaseException as error:
+                failures.append(error)
+            done.set()
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        with enter(target.pid, "mnt"):
+            go.set()
+            done.wait()
+        assert failures == []
+
+    in_child(test)
+    in_child(lambda: (become_old_kernel(pidfds=True), test()))
+
+
+def test_our_own_mnt_is_not_foreign():
+    def test():
+        with enter(os.getpid(), "mnt"):
+            importlib.import_module("sched")
+        load_something_new()
+
+    in_child(test)
