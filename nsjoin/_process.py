@@ -8,7 +8,6 @@ import re
 import select
 import warnings
 from contextlib import ExitStack
-from functools import cache
 from typing import TYPE_CHECKING
 
 from . import _shim
@@ -362,10 +361,12 @@ def _proc_state(proc: int) -> str:
     return "zombie" if letter in (b"Z", b"X") else "alive"
 
 
-@cache
 def has_user_namespace_above() -> bool:
     """Whether our user namespace is not the first one, so that our other namespaces may belong to an ancestor of it."""
-    return os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE
+    try:
+        return own_inodes((BY_NAME["user"],))[0] != _FIRST_USER_NAMESPACE
+    except OSError:  # before Linux 6.11 and without /proc, as in a chroot
+        return True
 
 
 def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:
