@@ -129,7 +129,8 @@ _LOADED_LAZILY = ("encodings.ascii", "encodings.idna", "encodings.latin_1", "enc
 
 def _load_what_python_loads_lazily() -> None:
     for name in _LOADED_LAZILY:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # in a chroot without Python's files: then it is refused later too
+            importlib.import_module(name)
 
 
 def _pin_name_service() -> None:
