@@ -601,6 +601,39 @@ def test_a_failed_join_whose_undo_fails_is_a_restore_error(target):
     in_child(test)
 
 
+def test_in_a_chroot_without_proc_open_namespaces_are_all_that_is_needed(target, tmp_path):
+    def test():
+        with contextlib.ExitStack() as stack:
+            namespaces = [stack.enter_context(Namespace.from_pid(target.pid, nstype)) for nstype in ("net", "mnt")]
+            watch = stack.enter_context(Watch())
+            os.chroot(tmp_path)
+            os.chdir("/")
+            before = watch.all()
+            with enter(namespaces):
+                assert watch.namespaces()["net"] == f"net:[{namespaces[0].id.ino}]"
+            assert watch.all() == before
+
+    in_child(test)
+
+
+def test_a_way_back_that_was_lost_since_the_last_time_is_noticed(target):
+    """A process may unshare its user namespace at any time; all else that it is in then belongs to an ancestor."""
+
+    def test():
+        with enter(target.pid, "net"):
+            pass
+        _shim.unshare(BY_NAME["user"].flag)
+        before = links("thread-self")
+        with (
+            forked(lambda: _shim.unshare(BY_NAME["net"].flag)) as pid,
+            pytest.raises(JoinPermissionError, match="no way"),
+        ):
+            enter(pid, "net")(print)()
+        assert links("thread-self") == before
+
+    in_child(test)
+
+
 # --- what is never entered --------------------------------------------------------------------------------------------
 
 

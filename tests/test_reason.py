@@ -247,8 +247,9 @@ def test_what_belongs_to_a_user_namespace_outside_of_ours():
     def test():
         with Namespace.current("net") as outer:
             _shim.unshare(flags("user"))
-            with pytest.raises(JoinPermissionError, match="neither ours nor a descendant"), enter(outer):
+            with pytest.raises(JoinPermissionError, match=r"no way back.*net namespace that we are in"), enter(outer):
                 raise AssertionError("inside")
+            assert "neither ours nor a descendant of ours" in _reason.of_setns(errno.EPERM, outer)
 
     in_child(test)
 
