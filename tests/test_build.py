@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import runpy
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import Running, requires_program
+from conftest import IS_ROOT, Running, requires_program, requires_root
 
 from nsjoin import _launch, _shim
 from nsjoin._launch import Ids, Job, pack
@@ -22,7 +23,7 @@ from nsjoin._plan import Step
 from nsjoin._spawn import execute_child_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 PACKAGE = Path(_launch.__file__).parent
 #: As setup.py does: the script imports nothing of the package.
@@ -159,12 +160,14 @@ def strace(joiner, tmp_path) -> Callable[..., list[list[str]]]:
     return trace
 
 
-BEGINNING = ["read", "mmap", "prctl"]
-#: The program itself does next to nothing before its first call is told apart: execve is the last of the plan's.
+#: PR_SET_DUMPABLE: at first, and again after each step that may have changed credentials
+HIDE = "prctl"
+BEGINNING = ["read", "mmap", HIDE]
 END = ["rt_sigprocmask", "execve"]
 
 
 def up_to_exec(made: list[str]) -> list[str]:
+    """Without what the program itself calls."""
     return made[: made.index("execve") + 1]
 
 
@@ -172,63 +175,66 @@ def up_to_exec(made: list[str]) -> list[str]:
 def test_an_empty_plan_makes_only_the_calls_that_any_makes(strace):
     job = Job([b"/bin/true"], [b"true"], [], close_fds=False, restore_signals=False)
     (made,) = strace(job)
-    assert up_to_exec(made) == [*BEGINNING, *END]
+    assert up_to_exec(made) == [*BEGINNING, HIDE, HIDE, *END]
 
 
+def gaps(keep: list[int]) -> int:
+    """How many ranges of descriptors above 2 are closed around those that are kept."""
+    edges = [2, *sorted(keep)]
+    return sum(after - before > 1 for before, after in zip(edges, edges[1:])) + 1
+
+
+@requires_root
 @requires_program("strace")
 def test_a_plan_makes_exactly_its_calls_in_its_order(strace):
-    with open("/proc/self/ns/uts") as uts, open("/dev/null") as null:
-        root = os.open("/", os.O_PATH)
-        # descriptors are close-on-exec again at once, stdio and the rest follow, the joins come before root and cwd
+    with open("/proc/self/ns/uts") as uts, open("/dev/null") as null, open_root() as root:
+        needed = [uts.fileno(), root]
         job = Job(
             [b"/no/such", b"/bin/true"],
             [b"true"],
             [],
             stdio=(null.fileno(), 2, 1),
-            joins=[Step(uts.fileno(), 0x04000000, 1)],
+            joins=[Step(uts.fileno(), 0x04000000)],
             root=root,
             cwd=b"/",
             umask=0o22,
-            ids=Ids(os.getuid(), os.getgid(), [os.getgid()] if os.getuid() == 0 else None),
+            ids=Ids(0, 0, [0]),
             new_session=True,
         )
-        needed = [uts.fileno(), root]
-        try:
-            if os.getuid() != 0:
-                pytest.skip("chroot is for root")
-            (made,) = strace(job, [null.fileno(), *needed], needed)
-        finally:
-            os.close(root)
-    assert up_to_exec(made)[:-1] + made[made.index("execve") : made.index("execve") + 2] == [
+        (made,) = strace(job, [null.fileno(), *needed], needed)
+    assert up_to_exec(made) == [
         *BEGINNING,
-        *["fcntl"] * 3,  # take_back
-        *["fcntl"] * 2,  # 1 and 2 change places: both are lifted first
+        *["fcntl"] * 3,  # what came along is close-on-exec again at once
+        *["fcntl"] * 2,  # 1 and 2 change places, so both are lifted first
         *["dup3"] * 3,
-        *["close_range"] * (3 if root == uts.fileno() + 2 else 3),
+        *["close_range"] * gaps(needed),
         "setns",
+        HIDE,
         *["fchdir", "chroot", "chdir", "umask"],
         *["setgroups", "setresgid", "setresuid"],
+        HIDE,
         "setsid",
         *["rt_sigaction"] * 2,  # SIGPIPE, SIGXFSZ
-        "rt_sigprocmask",
-        *["execve"] * 2,  # /no/such first
+        *END,
     ]
+    assert made[len(up_to_exec(made))] == "execve", "the second of the files to try"
+
+
+@contextlib.contextmanager
+def open_root() -> Iterator[int]:
+    fd = os.open("/", os.O_PATH)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @requires_program("strace")
 def test_with_a_pid_namespace_the_joiner_clones_and_its_child_does_the_rest(strace, near):
-    names = ("pid",) if os.getuid() == 0 else ("user", "pid")
-    files = [os.open(f"/proc/{near.pid}/ns/{name}", os.O_RDONLY) for name in names]
-    flags = {"pid": 0x20000000, "user": 0x10000000}
-    job = Job(
-        [b"/bin/true"],
-        [b"true"],
-        [],
-        joins=[Step(fd, flags[name]) for fd, name in zip(files, names)],
-        fork=True,
-        close_fds=False,
-        ids=Ids(drop_groups=True),
-    )
+    flags = {"pid": 0x20000000} if IS_ROOT else {"user": 0x10000000, "pid": 0x20000000}
+    files = [os.open(f"/proc/{near.pid}/ns/{name}", os.O_RDONLY) for name in flags]
+    joins = [Step(fd, flag) for fd, flag in zip(files, flags.values())]
+    job = Job([b"/bin/true"], [b"true"], [], joins=joins, fork=True, close_fds=False, ids=Ids(drop_groups=True))
     try:
         made, childs = strace(job, files, files)
     finally:
@@ -239,7 +245,9 @@ def test_with_a_pid_namespace_the_joiner_clones_and_its_child_does_the_rest(stra
         *["fcntl"] * len(files),
         "setgroups",  # before the joins, where root may, and after them, where the user namespace may
         *["setns"] * len(files),
+        HIDE,
         "setgroups",
+        HIDE,
         "clone",
         "exit_group",
     ]
@@ -250,11 +258,13 @@ def test_with_a_pid_namespace_the_joiner_clones_and_its_child_does_the_rest(stra
 
 #: What the vfork child may call: in the caller's memory, beside its threads, only what is a system call and no more
 AFTER_VFORK = {"syscall", "fcntl", "pwrite", "_exit", "__errno_location"}
-#: What the rest of the shim calls: system calls too, and the bookkeeping of the thread's own pidfd
+#: What the rest of the shim calls: system calls too, the bookkeeping of the thread's own pidfd, the lock against forks
 IN_THE_CALLER = {"clone", "close", "fstat", "open", "fchdir", "chroot", "pipe2"} | {
     "pthread_atfork",
     "__register_atfork",
     "pthread_key_create",
+    "pthread_mutex_lock",
+    "pthread_mutex_unlock",
     "pthread_once",
     "pthread_setspecific",
 }
@@ -388,7 +398,9 @@ def test_the_joiner_for_aarch64_carries_out_a_plan(tmp_path):
     BUILD["compile_joiner"](tmp_path / "joiner", [CROSS])
     command = ["qemu-aarch64", tmp_path / "joiner"]
     # qemu's own descriptors are none of the plan's business: so none is closed
-    job = Job(JOB.files, [b"sh", b"-c", b"pwd; umask; echo $A; exit 7"], JOB.env, cwd=b"/usr", umask=0o27, close_fds=False)
+    job = Job(
+        JOB.files, [b"sh", b"-c", b"pwd; umask; echo $A; exit 7"], JOB.env, cwd=b"/usr", umask=0o27, close_fds=False
+    )
     done, report = carry_out(command, job)
     assert (done.returncode, done.stdout) == (7, "/usr\n0027\nx\n")
     assert report[1:] == (_launch.At.EXEC, 0, 0)
@@ -399,7 +411,7 @@ def test_the_joiner_for_aarch64_carries_out_a_plan(tmp_path):
 def test_the_joiner_for_aarch64_joins_and_reports_what_fails(tmp_path, near):
     BUILD["compile_joiner"](tmp_path / "joiner", [CROSS])
     command = ["qemu-aarch64", tmp_path / "joiner"]
-    if os.getuid() == 0:
+    if IS_ROOT:
         with open(f"/proc/{near.pid}/ns/uts") as uts:
             fds = [uts.fileno()]
             args = [b"readlink", b"/proc/self/ns/uts"]
@@ -421,7 +433,7 @@ def test_the_joiner_for_aarch64_joins_and_reports_what_fails(tmp_path, near):
 RANKS = (
     ("_nstype", "exceptions", "_setns", "_keywords"),
     ("_shim", "_plan"),
-    ("_process", "_launch", "_transfer"),
+    ("_process", "_launch", "_transfer", "_guard"),
     ("_namespace", "_accounts"),
     ("_target", "_ownership", "_identity"),
     ("_reason",),
@@ -442,16 +454,16 @@ class Imports(ast.NodeVisitor):
     def __init__(self) -> None:
         self.found: set[str] = set()
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802 - ast's name
+    def visit_If(self, node: ast.If) -> None:
         if "TYPE_CHECKING" not in ast.dump(node.test):
             self.generic_visit(node)
         for other in node.orelse:
             self.visit(other)
 
-    def visit_Import(self, node: ast.Import) -> None:  # noqa: N802
+    def visit_Import(self, node: ast.Import) -> None:
         self.found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nsjoin."))
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         module = node.module or ""
         if node.level == 0 and module.split(".")[0] != "nsjoin":
             return
@@ -509,8 +521,8 @@ def test_the_stub_names_exactly_the_functions_and_constants_of_the_header():
 
 
 def test_the_steps_are_those_of_the_header():
-    steps = [name for name in re.findall(r"NSJOIN_STEP_(\w+)", header())]
-    assert [step.name for step in _launch.At] == steps
+    steps = re.findall(r"NSJOIN_STEP_(\w+)", header())
+    assert list(_launch.At.__members__) == steps
     assert [int(step) for step in _launch.At] == list(range(len(steps)))
 
 

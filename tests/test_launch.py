@@ -282,11 +282,15 @@ def test_another_error_of_memfd_create_is_raised(target, no_memfd):
         nsjoin.spawn_in(target.pid, ["true"])
 
 
+IN_NEW_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc")
+
+
 @requires_root
 def test_with_memfd_noexec_2_it_works_all_the_same(tmp_path):
     # vm.memfd_noexec belongs to a PID namespace, Linux 6.3 (and is inherited, so it may only be raised in a new one)
     if not os.path.exists("/proc/sys/vm/memfd_noexec"):
         pytest.skip("this kernel has no vm.memfd_noexec: that needs Linux 6.3")
+    refuse_memfds = 'echo 2 >/proc/sys/vm/memfd_noexec && exec "$@"'
     script = (
         "import os, nsjoin\n"
         "with nsjoin.Namespace.current('uts') as uts:\n"
@@ -294,8 +298,7 @@ def test_with_memfd_noexec_2_it_works_all_the_same(tmp_path):
         "print(nsjoin._launch._image._memfd_runs, os.listdir(os.environ['TMPDIR']))\n"
     )
     done = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c"]
-        + ['echo 2 >/proc/sys/vm/memfd_noexec && exec "$@"', "sh", sys.executable, "-c", script],
+        [*IN_NEW_PID_NAMESPACE, "sh", "-c", refuse_memfds, "sh", sys.executable, "-c", script],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -372,7 +375,7 @@ def test_while_the_program_is_held_before_exec_nothing_of_python_is_inside(start
     assert dumpable() == flag
 
 
-class Interrupt(Exception):
+class Interrupt(Exception):  # noqa: N818 - no error, a signal
     """What a signal handler raises, as Ctrl-C's raises KeyboardInterrupt."""
 
 
@@ -488,7 +491,8 @@ _launch._image.open()
 nsjoin.Namespace.current("uts").close()  # this thread's own pidfd is kept
 before = os.listdir("/proc/self/fd")
 try:
-    with nsjoin.spawn_in({pid}, ["sh", "-c", "exit 7"], cwd="/", umask=0o22, start_new_session=True, fork={fork}) as process:
+    args = ["sh", "-c", "exit 7"]
+    with nsjoin.spawn_in({pid}, args, cwd="/", start_new_session=True, fork={fork}) as process:
         process.wait()
     print("status", process.returncode)
 except OSError as error:

@@ -272,14 +272,18 @@ def test_an_ordinary_user_joins_a_target_whose_user_namespace_he_owns():
     assert uid_map.split() == ["0", str(NOBODY if IS_ROOT else os.getuid()), "1"]
 
 
+BUBBLEWRAP = "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev".split()
+READY_AND_SLEEP = ("sh", "-c", "echo ready; exec sleep infinity")
+AS_NOBODY = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups".split()
+
+
 class Bubblewrap:
     """A sandbox with --dev: the outer of its two user namespaces owns the others, the program is in the inner one."""
 
     def __init__(self) -> None:
         reader, writer = os.pipe()
         self.process = subprocess.Popen(
-            ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
-            + ["--info-fd", str(writer), "sh", "-c", "echo ready; exec sleep infinity"],
+            [*BUBBLEWRAP, "--die-with-parent", "--info-fd", str(writer), *READY_AND_SLEEP],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -338,8 +342,7 @@ def test_the_ordinary_user_joins_rootless_bubblewrap_with_dev_where_nsenter_fail
 @pytest.mark.parametrize("read", [whole, by_descriptors])
 def test_root_joins_the_rootless_bubblewrap_of_a_user(read):
     process = subprocess.Popen(
-        ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "bwrap", "--unshare-all"]
-        + ["--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "sh", "-c", "echo ready; exec sleep infinity"],
+        [*AS_NOBODY, *BUBBLEWRAP, *READY_AND_SLEEP],
         stdout=subprocess.PIPE,
         cwd="/",
         text=True,
@@ -455,8 +458,13 @@ def test_umask_is_the_given_one_or_ours(near):
 @requires_root
 @pytest.mark.parametrize(
     "keywords",
-    [{"user": 1234}, {"group": 2345}, {"extra_groups": [3456, 4567]}, {"extra_groups": []}]
-    + [{"user": 1234, "group": 2345, "extra_groups": [3456]}],
+    [
+        {"user": 1234},
+        {"group": 2345},
+        {"extra_groups": [3456, 4567]},
+        {"extra_groups": []},
+        {"user": 1234, "group": 2345, "extra_groups": [3456]},
+    ],
     ids=str,
 )
 def test_user_group_and_extra_groups_are_as_with_subprocess(near, keywords):
