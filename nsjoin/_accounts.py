@@ -101,7 +101,7 @@ def _walk(root: int, path: str, flags: int) -> int:
                 if len(trail) > 1:
                     os.close(trail.pop())
                 continue
-            fd = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
+            fd = os.open(part, _shim.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
             trail.append(fd)
             if stat.S_ISLNK(os.fstat(fd).st_mode):
                 links += 1

@@ -192,8 +192,8 @@ class Process:
         """Return an O_PATH descriptor of this process's root directory."""
         try:
             if self._pidfd < 0 or self._proc >= 0:
-                return _shim.above_stdio(os.open("root", os.O_PATH | os.O_CLOEXEC, dir_fd=self.proc()))
-            return self._checked(_shim.above_stdio(os.open(f"/proc/{self._pid}/root", os.O_PATH | os.O_CLOEXEC)))
+                return _shim.above_stdio(os.open("root", _shim.O_PATH | os.O_CLOEXEC, dir_fd=self.proc()))
+            return self._checked(_shim.above_stdio(os.open(f"/proc/{self._pid}/root", _shim.O_PATH | os.O_CLOEXEC)))
         except NamespaceError:
             raise
         except OSError as refused:

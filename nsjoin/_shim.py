@@ -36,7 +36,9 @@ _PIDFD_INFO_PID = slice(16, 20)
 _PIDFD_INFO_MASK_PID = (1).to_bytes(8, "little")
 PIDFD_THREAD = os.O_EXCL  # Linux 6.9
 
-_F_DUPFD_CLOEXEC = 1030  # PyPy's fcntl has no name for it
+# PyPy has no names for these two.
+_F_DUPFD_CLOEXEC = 1030
+O_PATH = 0o10000000
 
 #: What an ioctl answers that the running kernel, or a seccomp filter, does not know.
 NO_SUCH_IOCTL = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
