@@ -1,5 +1,9 @@
 """Join existing Linux namespaces from Python, correctly: what nsenter(1) is for shells, as a library."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from . import exceptions
 from ._call import call_in
 from ._enter import enter
@@ -22,6 +26,10 @@ from .exceptions import (
     TargetGoneError,
 )
 
+if TYPE_CHECKING:
+    from . import aio, futures
+    from .futures import NamespaceExecutor
+
 __all__ = [
     "CallDiedError",
     "CallError",
@@ -31,6 +39,7 @@ __all__ = [
     "JoinPermissionError",
     "Namespace",
     "NamespaceError",
+    "NamespaceExecutor",
     "NamespaceId",
     "NamespaceNotFoundError",
     "NamespacePermissionError",
@@ -39,9 +48,22 @@ __all__ = [
     "RestoreError",
     "Target",
     "TargetGoneError",
+    "aio",
     "call_in",
     "enter",
     "exceptions",
+    "futures",
     "run_in",
     "spawn_in",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load asyncio and concurrent.futures only for those who use them (PEP 562)."""
+    import importlib
+
+    if name in ("aio", "futures"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "NamespaceExecutor":
+        return importlib.import_module(f"{__name__}.futures").NamespaceExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import _shim
 from ._accounts import numbers
+from ._call import calling
 from ._launch import Expired
 from ._nstype import select as select_types
 from ._run import _STATUS_IS_LOST, _kill
 from ._spawn import Popen
-from ._start import MNT, USER, differs
+from ._start import MNT, USER
 from ._target import OpenTarget, Target, check_target
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ._launch import Launch
     from ._target import TargetLike
 
-__all__ = ["run_in", "spawn_in"]
+__all__ = ["call_in", "run_in", "spawn_in"]
 
 _LIMIT = 1 << 16  # asyncio.create_subprocess_exec's
 
@@ -122,6 +123,33 @@ async def run_in(
     return subprocess.CompletedProcess(popen.args, returncode, stdout, stderr)
 
 
+async def call_in(
+    target: TargetLike,
+    func: Callable[..., Any],
+    *args: Any,
+    namespaces: Iterable[str] | None = None,
+    timeout: float | None = None,
+    allow_imports: bool = False,
+) -> Any:
+    """Call ``func(*args)`` inside the namespaces of ``target``: ``nsjoin.call_in``, for asyncio.
+
+    The fork is made in the loop's thread, and the loop goes on meanwhile. If this call is cancelled, or ``timeout``
+    (seconds) expires, the child is killed and reaped. Raises what ``nsjoin.call_in`` raises. The child has no running
+    loop: ``func`` may start one of its own.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    call = calling(target, func, args, namespaces, allow_imports)
+    try:
+        while True:
+            await _until_readable(next(call), deadline)
+    except StopIteration as stop:
+        return stop.value
+    except Expired:
+        raise TimeoutError(f"the call has not returned after {timeout} seconds, and was killed") from None
+    finally:
+        call.close()
+
+
 # --- the start ----------------------------------------------------------------------------------------------
 
 
@@ -182,7 +210,8 @@ async def _launch(
     names = (keywords.get("user"), keywords.get("group"), *(keywords.get("extra_groups") or ()))
     if any(isinstance(name, str) for name in names):
         target = await _look_up_names(target, keywords, deadline, pin)
-    return _Popen(args, target=target, **{**keywords, "bufsize": 0})
+    keywords["bufsize"] = 0
+    return _Popen(args, target=target, **keywords)
 
 
 async def _look_up_names(
@@ -199,7 +228,7 @@ async def _look_up_names(
         return checked
     process = pin.enter_context(OpenTarget(checked)).process
     assert process is not None
-    if (wanted is None or MNT in wanted) and differs(process, MNT):
+    if (wanted is None or MNT in wanted) and not process.shares(MNT):
         joins_user = wanted is None or USER in wanted
         own = _copy(process)  # the thread's: we may be cancelled while it reads
 

@@ -440,6 +440,7 @@ RANKS = (
     ("_enter", "_start"),
     ("_spawn", "_call", "futures"),
     ("_run",),
+    ("aio",),
     ("__init__",),
 )
 RANK = {module: rank for rank, modules in enumerate(RANKS) for module in modules}

@@ -272,7 +272,7 @@ def test_an_ordinary_user_joins_a_target_whose_user_namespace_he_owns():
     assert uid_map.split() == ["0", str(NOBODY if IS_ROOT else os.getuid()), "1"]
 
 
-BUBBLEWRAP = "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev".split()
+BUBBLEWRAP = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
 READY_AND_SLEEP = ("sh", "-c", "echo ready; exec sleep infinity")
 AS_NOBODY = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups".split()
 
