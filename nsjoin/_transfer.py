@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import struct
+from array import array
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -117,9 +118,7 @@ def receive(channel: socket.socket) -> Generator[None, None, Message | None]:
         while message is None or len(message.text) < message.length:
             yield
             if message is None:
-                part, new, _, _ = socket.recv_fds(
-                    channel, _HEAD.size - len(head), _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-                )
+                part, new = _receive_head(channel, _HEAD.size - len(head))
                 descriptors += new
                 head += part
                 if len(head) == _HEAD.size:
@@ -135,6 +134,17 @@ def receive(channel: socket.socket) -> Generator[None, None, Message | None]:
         _close(descriptors)
         raise
     return message
+
+
+def _receive_head(channel: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    # not socket.recv_fds, which does not pass on its flags (Python 3.9 to 3.13)
+    room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array("i").itemsize)
+    part, ancillary, _, _ = channel.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return part, list(descriptors)
 
 
 def _close(descriptors: list[int]) -> None:

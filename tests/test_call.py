@@ -1,0 +1,327 @@
+"""``call_in``: a function of this program, run inside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+
+import pytest
+from conftest import IS_ROOT, requires_root
+
+import nsjoin
+from nsjoin import CallDiedError, CallExitError, CallResultError, call_in
+
+TYPES = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
+#: without pid one fork, with pid two
+BOTH = pytest.mark.parametrize(
+    "namespaces", [("user", "net"), ("user", "net", "pid")] if not IS_ROOT else [("net",), ("pid",)]
+)
+
+
+def test_it_is_really_inside(target):
+    assert 1 < call_in(target.pid, os.getpid) < 100
+    pids = call_in(target.pid, lambda: sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
+    assert pids[0] == 1
+    assert len(pids) < 5
+    for nstype in TYPES:
+        inside = call_in(target.pid, lambda nstype=nstype: os.stat(f"/proc/self/ns/{nstype}").st_ino)
+        assert inside == os.stat(f"/proc/{target.pid}/ns/{nstype}").st_ino
+
+
+def test_all_eight_types(start):
+    running = start("mnt", "uts", "ipc", "net", "pid", "cgroup", "time", "user")
+    names = [*TYPES, "time", "user"]
+    inside = call_in(running.pid, lambda: {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in names})
+    assert inside == {name: os.stat(f"/proc/{running.pid}/ns/{name}").st_ino for name in names}
+    assert call_in(running.pid, lambda: (os.getuid(), os.getgid(), os.getcwd())) == (0, 0, "/")
+
+
+@BOTH
+def test_closures_and_arguments_are_not_pickled(target, namespaces):
+    lock = threading.Lock()  # cannot be pickled
+    assert call_in(target.pid, lambda a, b: (a, b, lock.locked()), 1, {2}, namespaces=namespaces) == (1, {2}, False)
+
+
+@BOTH
+def test_an_exception_keeps_type_message_and_traceback(target, namespaces):
+    def where_it_fails():
+        raise LookupError("no such thing", 7)
+
+    with pytest.raises(LookupError) as caught:
+        call_in(target.pid, where_it_fails, namespaces=namespaces)
+    assert caught.value.args == ("no such thing", 7)
+    assert "in where_it_fails" in str(caught.value.__cause__)
+    assert 'raise LookupError("no such thing", 7)' in str(caught.value.__cause__)
+
+
+@BOTH
+def test_what_has_no_result_says_why(target, namespaces):
+    def call(func, *args):
+        return call_in(target.pid, func, *args, namespaces=namespaces)
+
+    with pytest.raises(CallResultError, match="the result cannot be pickled: .*lambda"):
+        call(lambda: lambda: 1)
+    with pytest.raises(CallExitError, match=r"called sys\.exit\('bye'\)"):
+        call(sys.exit, "bye")
+    with pytest.raises(CallExitError, match="exit status 3: os._exit") as caught:
+        call(os._exit, 3)
+    assert caught.value.returncode == 3
+    with pytest.raises(CallDiedError, match="signal 9 .SIGKILL.") as died:
+        call(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert died.value.returncode == -signal.SIGKILL
+    with pytest.raises(CallDiedError, match="SIGSEGV"):
+        call(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+
+
+class Unpicklable(Exception):
+    def __reduce__(self):
+        raise TypeError("not me")
+
+
+class NotHere(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")  # pickled as one argument, made with two
+
+
+@BOTH
+def test_an_exception_that_cannot_be_brought_over_is_told_as_text(target, namespaces):
+    def fail(kind, *args):
+        raise kind(*args)
+
+    with pytest.raises(CallResultError, match=r"(?s)the exception cannot be pickled .not me.*in fail"):
+        call_in(target.pid, fail, Unpicklable, namespaces=namespaces)
+    with pytest.raises(CallResultError, match="cannot be unpickled here"):
+        call_in(target.pid, fail, NotHere, 1, 2, namespaces=namespaces)
+
+
+@BOTH
+def test_a_timeout_kills_the_child(target, namespaces):
+    with pytest.raises(TimeoutError, match=r"after 0\.2 seconds"):
+        call_in(target.pid, signal.pause, namespaces=namespaces, timeout=0.2)
+    with pytest.raises(TimeoutError):
+        call_in(target.pid, lambda: os.kill(os.getpid(), signal.SIGSTOP), namespaces=namespaces, timeout=0.2)
+
+
+@BOTH
+def test_ctrl_c_kills_the_child(target, namespaces):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call_in(target.pid, signal.pause, namespaces=namespaces)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@requires_root
+def test_when_the_caller_dies_the_child_does(target):
+    read, write = os.pipe()
+    caller = os.fork()
+    if caller == 0:
+        os.close(read)
+
+        def hold():
+            os.write(write, b"inside")
+            signal.pause()
+
+        with contextlib.suppress(BaseException):
+            call_in(target.pid, hold, namespaces=("pid",))
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 10) == b"inside"
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    assert os.read(read, 1) == b""  # hangs up once nobody holds the other end: child and the one in the middle
+    os.close(read)
+
+
+@BOTH
+def test_sockets_and_files_come_back_as_descriptors(target, namespaces, tmp_path):
+    (tmp_path / "read").write_text("one\ntwo\n")
+
+    def make():
+        text = open(tmp_path / "read")
+        assert text.readline() == "one\n"
+        binary = open(tmp_path / "written", "wb")
+        binary.write(b"before ")
+        made, peer = socket.socketpair()
+        made.settimeout(5)
+        return {"text": text, "deep": [(binary,)], "pair": (made, peer)}
+
+    result = call_in(target.pid, make, namespaces=namespaces)
+    text, binary, (made, peer) = result["text"], result["deep"][0][0], result["pair"]
+    with text, binary, made, peer:
+        assert text.readline() == "two\n"
+        binary.write(b"after")
+        made.send(b"through")
+        assert peer.recv(10) == b"through"
+        assert made.gettimeout() == 5
+        assert not os.get_inheritable(made.fileno())
+    assert (tmp_path / "written").read_bytes() == b"before after"
+
+
+def test_a_listening_socket_lives_in_the_targets_net_namespace(start):
+    running = start("net", "user", program="ip link set lo up; echo up; exec sleep infinity")
+    assert running.process.stdout.readline() == "up\n"
+
+    def listen_inside():
+        return socket.create_server(("127.0.0.1", 80))
+
+    with call_in(running.pid, listen_inside) as server:
+        served = threading.Thread(target=lambda: serve_once(server))
+        served.start()
+        done = nsjoin.run_in(running.pid, [sys.executable, "-c", CLIENT], capture_output=True, check=True)
+        served.join()
+    assert done.stdout == b"from outside"
+
+
+CLIENT = "import socket, sys; sys.stdout.write(socket.create_connection(('127.0.0.1', 80)).recv(100).decode())"
+
+
+def serve_once(server):
+    connection, _ = server.accept()
+    with connection:
+        connection.send(b"from outside")
+
+
+def test_too_many_or_closed_descriptors_are_told(target):
+    with pytest.raises(CallResultError, match="253"):
+        call_in(target.pid, lambda: [open("/dev/null") for _ in range(254)], namespaces=("net",))
+    closed = socket.socket()
+    closed.close()
+    with pytest.raises(CallResultError, match="closed socket"):
+        call_in(target.pid, lambda: closed, namespaces=("net",))
+
+
+def test_large_results(target):
+    assert len(call_in(target.pid, lambda: bytes(20 << 20), namespaces=("net",))) == 20 << 20
+
+
+@BOTH
+def test_pythons_fork_hooks_have_run(target, namespaces):
+    ran = []
+    os.register_at_fork(after_in_child=lambda: ran.append(os.getpid()))
+    random.seed(1)
+    here = random.Random(1).random()
+
+    def look():
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            return "a running loop"
+        logging.getLogger("nsjoin.test").warning  # its locks are whole
+        return (len(ran), threading.current_thread() is threading.main_thread(), threading.active_count())
+
+    forks = 2 if "pid" in namespaces else 1
+    assert call_in(target.pid, look, namespaces=namespaces) == (forks, True, 1)
+    assert random.random() == here
+    assert ran == []
+
+
+def test_what_is_printed_is_printed_once(target, capfd):
+    print("before", end=" ")
+    call_in(target.pid, lambda: print("inside", end=" "), namespaces=("pid",))
+    print("after")
+    assert capfd.readouterr().out == "before inside after\n"
+
+
+@requires_root
+def test_inside_enter_the_child_is_still_the_callers(start, target):
+    other = start("pid")
+    with nsjoin.enter(other.pid, "pid"):
+        inside = call_in(target.pid, lambda: os.stat("/proc/self/ns/pid").st_ino, namespaces=("pid", "mnt"))
+    assert inside == os.stat(f"/proc/{target.pid}/ns/pid").st_ino
+
+
+def test_join_errors_are_those_of_spawn_in(target, start):
+    gone = start("net", "pid")
+    gone.end()
+    with pytest.raises(nsjoin.TargetGoneError):
+        call_in(gone.pid, os.getpid)
+    with pytest.raises(ValueError, match="unknown namespace type"):
+        call_in(target.pid, os.getpid, namespaces=("nope",))
+    with pytest.raises(TypeError):
+        call_in(None, os.getpid)
+
+
+@requires_root
+def test_a_dead_pid_namespace_is_told(start):
+    running = start("pid")
+    with nsjoin.Namespace.from_pid(running.pid, "pid") as namespace:
+        running.end()
+        with pytest.raises(nsjoin.JoinError, match="init process of this PID namespace has ended"):
+            call_in(namespace, os.getpid)
+
+
+def test_the_child_cannot_be_looked_into(target):
+    get_dumpable = 3
+    assert call_in(target.pid, lambda: ctypes.CDLL(None).prctl(get_dumpable, 0, 0, 0, 0)) == 0
+
+
+def test_many_calls_leave_nothing(target):
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for number in range(50):
+        assert call_in(target.pid, lambda number=number: number) == number
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+# --- aio.call_in ------------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_goes_on_while_it_waits(target):
+    async def main():
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.001)
+
+        ticking = asyncio.ensure_future(tick())
+        results = await asyncio.gather(
+            *(nsjoin.aio.call_in(target.pid, lambda n=n: (time.sleep(0.1), n)[1]) for n in range(5))
+        )
+        ticking.cancel()
+        return results, ticks
+
+    results, ticks = asyncio.run(main())
+    assert results == list(range(5))
+    assert ticks > 10
+
+
+def test_cancellation_and_timeout_kill_the_child(target):
+    async def main():
+        call = asyncio.ensure_future(nsjoin.aio.call_in(target.pid, signal.pause))
+        await asyncio.sleep(0.2)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        with pytest.raises(TimeoutError):
+            await nsjoin.aio.call_in(target.pid, signal.pause, timeout=0.2)
+        with pytest.raises(ZeroDivisionError):
+            await nsjoin.aio.call_in(target.pid, lambda: 1 / 0)
+
+    asyncio.run(main())
+
+
+def test_a_loop_can_be_run_inside(target):
+    async def inside():
+        await asyncio.sleep(0)
+        return os.getpid()
+
+    async def main():
+        return await nsjoin.aio.call_in(target.pid, lambda: asyncio.run(inside()))
+
+    assert asyncio.run(main()) < 100
