@@ -376,7 +376,7 @@ def test_such_a_joiner_bears_a_child_in_a_pid_namespace(tmp_path, near, which, m
         assert done.returncode == 7
         assert int(done.stdout) < 1000
         with pytest.raises(FileNotFoundError):
-            nsjoin.run_in(near.pid, ["no-such-program-anywhere"])
+            nsjoin.run_in(near.pid, ["/no/such/program"])
     finally:
         os.close(_launch._image._fd)
 

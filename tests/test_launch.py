@@ -257,7 +257,7 @@ def test_where_memfds_cannot_be_executed_a_file_serves_and_none_is_left(target, 
         assert nsjoin.run_in(target.pid, ["sh", "-c", "exit 7"]).returncode == 7
         assert os.listdir(tmp_path) == []
     with pytest.raises(FileNotFoundError):
-        nsjoin.spawn_in(target.pid, ["no-such-program-anywhere"])
+        nsjoin.spawn_in(target.pid, ["/no/such/program"])
     assert os.listdir(tmp_path) == []
 
 

@@ -730,7 +730,7 @@ def test_a_descriptor_that_is_not_open_is_subprocesss_error(nearby, keywords):
 
 
 def test_arguments_too_long_for_the_kernel_are_subprocesss_error(nearby):
-    assert assert_same_error(nearby, ["true", "x" * (1 << 22)]).errno == errno.E2BIG
+    assert assert_same_error(nearby, ["/bin/true", "x" * (1 << 22)]).errno == errno.E2BIG
 
 
 def test_empty_args_are_a_value_error(target):
@@ -884,7 +884,7 @@ def test_a_caller_with_closed_stdio_gets_programs_with_the_right_one(target):
 def test_a_caller_with_closed_stdio_gets_the_right_errors(target):
     def spawn() -> None:
         with pytest.raises(FileNotFoundError):
-            nsjoin.spawn_in(target.pid, ["no-such-program-anywhere"])
+            nsjoin.spawn_in(target.pid, ["/no/such/program"])
         with Namespace.from_pid(target.pid, "net") as net:
             assert net.fileno() > 2
 
@@ -894,7 +894,7 @@ def test_a_caller_with_closed_stdio_gets_the_right_errors(target):
 def test_a_caller_that_ignores_sigchld_gets_its_errors_all_the_same(target):
     def spawn() -> None:
         for keywords in ({}, {"fork": False}):
-            for args, expected in ((["no-such-program-anywhere"], FileNotFoundError), (["/etc"], PermissionError)):
+            for args, expected in ((["/no/such/program"], FileNotFoundError), (["/etc"], PermissionError)):
                 with pytest.raises(expected):
                     nsjoin.spawn_in(target.pid, args, **keywords)
             with nsjoin.spawn_in(target.pid, ["echo", "out"], stdout=subprocess.PIPE, **keywords) as process:
@@ -922,7 +922,7 @@ def test_a_caller_that_reaps_every_child_elsewhere_gets_its_errors_all_the_same(
         try:
             for _ in range(25):
                 with pytest.raises(FileNotFoundError):
-                    nsjoin.spawn_in(target.pid, ["no-such-program-anywhere"])
+                    nsjoin.spawn_in(target.pid, ["/no/such/program"])
                 with nsjoin.spawn_in(target.pid, ["echo", "out"], stdout=subprocess.PIPE) as process:
                     assert process.communicate()[0] == b"out\n"
         finally:
@@ -942,7 +942,7 @@ def test_many_threads_spawn_at_once(target, near):
             done = nsjoin.run_in(pid, args, stdout=subprocess.PIPE, text=True)
             results.append((number, done.stdout, done.returncode))
             with pytest.raises(FileNotFoundError):
-                nsjoin.spawn_in(pid, ["no-such-program-anywhere"])
+                nsjoin.spawn_in(pid, ["/no/such/program"])
 
     threads = [threading.Thread(target=spawn, args=[range(first, 320, 16)]) for first in range(16)]
     for thread in threads:
