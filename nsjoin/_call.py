@@ -11,7 +11,7 @@ import struct
 import sys
 import time
 import traceback
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _guard, _shim, _transfer
@@ -20,6 +20,7 @@ from ._nstype import BY_NAME
 from ._nstype import select as select_types
 from ._plan import AGAIN, TRY, Step
 from ._process import own_pid_namespace_is_left
+from ._shim import ffi, lib
 from ._start import start
 from ._target import check_target
 from .exceptions import CallDiedError, CallError, CallExitError, CallResultError
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from ._launch import Launch
+    from ._setns import CData
     from ._target import TargetLike
 
 #: The kinds of messages from the child.
-_FAILED, _JOINED, _RESULT, _EXCEPTION, _EXIT, _NO_RESULT = range(6)
+_FAILED, _RESULT, _EXCEPTION, _EXIT, _NO_RESULT = range(5)
 
 _REPORT = struct.Struct("=3i")  # step, index, errno
 
@@ -113,20 +115,19 @@ class _Call:
         self._child = 0
         self._stack = ExitStack()
         self._channel: socket.socket | None = None
+        self._message: _transfer.Message | None = None
         self._control: socket.socket | None = None
 
     # --- the parent
 
     def launch(self) -> Launch:
-        """Fork, and wait until the child is inside."""
+        """Fork, and wait until the child says how it went: the first that is heard of it, inside or not."""
         self.close()
         self._begin()
         try:
-            message = yield from self._receive()
-            if message is None:
-                raise Failed(At.PLAN, 0, 0)
-            if message.kind == _FAILED:
-                at, index, number = _REPORT.unpack(message.text)
+            self._message = yield from self._receive()
+            if self._message is not None and self._message.kind == _FAILED:
+                at, index, number = _REPORT.unpack(self._message.text)
                 raise Failed(At(at), index, number)
         except BaseException:
             self.close()
@@ -138,19 +139,20 @@ class _Call:
             _guard.prepare()
         flush_standard_streams()
         self._channel, theirs = socket.socketpair()
-        self._control, control = socket.socketpair()
+        self._control, control = socket.socketpair() if self.fork else (None, None)
         self._stack.enter_context(self._channel)
-        self._stack.enter_context(self._control)
+        self._stack.enter_context(self._control or nullcontext())
         caller = os.getpid()
-        with theirs, control, _born_at_home(self.at_home):
+        with theirs, control or nullcontext(), _born_at_home(self.at_home):
             # An exception of a signal handler would send the child up the frames of our callers.
-            mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+            mask = ffi.new("uint64_t *")
+            _shim.check(lib.nsjoin_block_signals(mask))
             try:
                 self._child = os.fork()
                 if self._child == 0:
                     _Child(self, self._func, self._args, theirs, control).run(caller, mask)
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                lib.nsjoin_restore_signals(mask)
 
     def _joins_mnt(self) -> bool:
         return any(step.nstypes & BY_NAME["mnt"].flag for step in self.joins)
@@ -170,7 +172,7 @@ class _Call:
 
     def result(self) -> Generator[int, None, Any]:
         """What the function has returned or raised."""
-        message = yield from self._receive()
+        message = self._message
         status = yield from self._wait()
         if message is None:
             raise _died(status)
@@ -257,7 +259,12 @@ class _Child:
     """The forked child. Nothing of it returns into the caller's frames."""
 
     def __init__(
-        self, call: _Call, func: Callable[..., Any], args: Sequence[Any], channel: socket.socket, control: socket.socket
+        self,
+        call: _Call,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        channel: socket.socket,
+        control: socket.socket | None,
     ) -> None:
         self._call = call
         self._func = func
@@ -265,10 +272,10 @@ class _Child:
         self._channel = channel
         self._control = control
 
-    def run(self, caller: int, mask: Iterable[int]) -> NoReturn:
+    def run(self, caller: int, mask: CData) -> NoReturn:
         status = 255
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            lib.nsjoin_restore_signals(mask)
             self._prepare(caller)
             status = self._stand_between() if self._call.fork else self._call_it()
         except _StepFailed as failed:
@@ -329,14 +336,15 @@ class _Child:
             return os.waitpid(child, 0)[1]
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
+        assert self._control is not None
         poll.register(self._control, select.POLLIN)
         if pidfd not in dict(poll.poll()):
             os.kill(child, signal.SIGKILL)
         return os.waitpid(child, 0)[1]
 
     def _call_it(self) -> int:
-        self._control.close()
-        _transfer.send(self._channel, _JOINED)
+        if self._control is not None:
+            self._control.close()
         kind, text, descriptors = self._outcome()
         flush_standard_streams()
         _transfer.send(self._channel, kind, text, descriptors)

@@ -58,6 +58,17 @@ int nsjoin_pidfd_send_signal(int pidfd, int signal)
     return result(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
 }
 
+int nsjoin_block_signals(uint64_t *before)
+{
+    static const uint64_t all = ~(uint64_t)0; /* libc's internal signals too, which sigprocmask(3) leaves out */
+    return result(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, before, K_SIGSET_SIZE));
+}
+
+int nsjoin_restore_signals(const uint64_t *before)
+{
+    return result(syscall(SYS_rt_sigprocmask, SIG_SETMASK, before, NULL, K_SIGSET_SIZE));
+}
+
 int nsjoin_prctl(int option, unsigned long value)
 {
     return result(syscall(SYS_prctl, option, value, 0, 0, 0));
@@ -434,20 +445,19 @@ static int is_born_elsewhere(void)
 
 int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent, int at_home)
 {
-    static const uint64_t all = ~(uint64_t)0; /* libc's internal signals too, which sigprocmask(3) leaves out */
     char *const argv[] = {(char[]){"nsjoin"}, (char *)(uintptr_t)plan_number, NULL};
     struct launch launch = {work, image, argv, lent, n_lent, at_home};
     uint64_t mask;
     if (at_home && is_born_elsewhere())
         return -EXDEV;
-    int error = result(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, K_SIGSET_SIZE));
+    int error = nsjoin_block_signals(&mask);
     if (error < 0)
         return error;
     if (pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)) == (ssize_t)sizeof mask)
         error = start(&launch);
     else
         error = -EIO;
-    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, K_SIGSET_SIZE);
+    nsjoin_restore_signals(&mask);
     return error;
 }
 

@@ -79,6 +79,9 @@ int nsjoin_setns(int fd, int nstypes);
 int nsjoin_unshare(int nstypes);
 int nsjoin_pidfd_open(int pid, unsigned int flags);
 int nsjoin_pidfd_send_signal(int pidfd, int signal);
+/* All signals of this thread, libc's own too: blocked, with the mask before that, and as they were. */
+int nsjoin_block_signals(uint64_t *before);
+int nsjoin_restore_signals(const uint64_t *before);
 int nsjoin_prctl(int option, unsigned long value);
 int nsjoin_ioctl(int fd, unsigned long request);
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
