@@ -84,7 +84,7 @@ def links(pid):
 def bystander():
     """A thread that waits, and that shares root and cwd with this one; yields its task directory."""
     done = threading.Event()
-    thread = threading.Thread(target=done.wait)
+    thread = threading.Thread(target=done.wait, daemon=True)
     thread.start()
     try:
         yield f"/proc/self/task/{thread.native_id}"
@@ -331,21 +331,13 @@ def check_within(target, other, before):
 def test_a_thread_born_inside_stays_there_and_its_parent_comes_back(target):
     """It shares root and cwd with its parent, for whom going back is EINVAL until it has unshared them again."""
     theirs = links(target.pid)
-    done = threading.Event()
-    thread = threading.Thread(target=done.wait)
-    with Watch() as watch:
+    with Watch() as watch, contextlib.ExitStack() as stack:
         before = watch.all()
         with enter(target.pid, "mnt", "net"):
-            thread.start()
-        try:
-            assert watch.all() == before
-            born_inside = links(f"self/task/{thread.native_id}")
-            assert {nstype: born_inside[nstype] for nstype in ("mnt", "net")} == {
-                nstype: theirs[nstype] for nstype in ("mnt", "net")
-            }
-        finally:
-            done.set()
-            join(thread)
+            task = stack.enter_context(bystander())
+        assert watch.all() == before
+        for nstype in ("mnt", "net"):
+            assert os.readlink(f"{task}/ns/{nstype}") == theirs[nstype]
 
 
 # --- pid --------------------------------------------------------------------------------------------------------------
