@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from contextlib import ContextDecorator, ExitStack
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Optional
@@ -17,6 +18,7 @@ from ._target import OpenTarget, Target, check_target
 from .exceptions import JoinError, NamespaceError, RestoreError, error
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from ._setns import CData
     from ._target import TargetLike
 
-    _Stays = tuple[CData, Any, Optional["_Stays"]]
+    #: what C keeps, the guard's state before, the watch, the stay around it
+    _Stays = tuple[CData, Any, Optional["_Watch"], Optional["_Stays"]]
 
 #: Answers of setns(2) with a pidfd after which the namespaces are joined one by one by their descriptors: an old kernel
 #: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
@@ -38,6 +41,31 @@ _NO_PIDFD = _shim.NO_SUCH_IOCTL | {errno.EPERM}
 _STAY = ffi.typeof("struct nsjoin_stay *")
 
 _NO_GUARD = object()  # of a stay without mnt
+
+
+class _Watch:
+    """Notices that an event loop has run within a stay: every other task of the thread ran inside then."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._has_run = False
+        self._handle = loop.call_soon(self._note)
+
+    def _note(self) -> None:
+        self._has_run = True
+
+    def check(self) -> None:
+        self._handle.cancel()
+        if self._has_run:
+            raise RuntimeError(
+                "enter was held across an await: other tasks of this thread have run inside; make the socket or file "
+                "inside and await outside, or use a NamespaceExecutor"
+            )
+
+
+def _watch() -> _Watch | None:
+    events = sys.modules.get("asyncio.events")
+    loop = None if events is None else events._get_running_loop()
+    return None if loop is None else _Watch(loop)
 
 
 class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
@@ -55,6 +83,9 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     Inside a foreign ``"mnt"``, a module that is not loaded yet would be a file of the target's, run with our rights:
     ImportError, LookupError for a codec, unless ``allow_imports`` is true. The name service (users, groups, hosts)
     keeps the configuration and the libraries that it has outside.
+
+    Not to be held across an ``await``: every other task of the thread would run inside. Where asyncio's loop has run
+    within it, leaving raises RuntimeError, once the thread is back.
 
     Reusable, reentrant, and usable from several threads; with an open ``Target`` or ``Namespace`` nothing of the
     target is opened again. Needs CAP_SYS_ADMIN here and over the namespaces, for mnt CAP_SYS_CHROOT too.
@@ -91,7 +122,7 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
                 self._join_opened(stay)
             thread = get_ident()
             guard = self._stand_guard(stay) if stay.cwd >= 0 else _NO_GUARD
-            self._stays[thread] = stay, guard, self._stays.get(thread)
+            self._stays[thread] = stay, guard, _watch(), self._stays.get(thread)
             return self
         except BaseException:
             _leave(stay)
@@ -112,9 +143,11 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             if stays is not None:
                 lib.nsjoin_leave(stays[0])  # a signal handler may have raised before that; twice does nothing
                 self._forget(stays)
+        if stays[2] is not None:
+            stays[2].check()
 
     def _forget(self, stays: _Stays) -> None:
-        _, guard, outer = stays
+        _, guard, _, outer = stays
         if guard is not _NO_GUARD:
             _guard.leave_thread(guard)
         if outer is None:
