@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
@@ -108,7 +109,7 @@ def table(report: Report, title: str, samples: Samples) -> None:
 def loops() -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {"asyncio": asyncio.SelectorEventLoop}
     try:
-        import uvloop
+        uvloop = importlib.import_module("uvloop")  # whether or not it is there, the types are the same
     except ImportError:
         print("uvloop is not installed: asyncio's own loop only")
     else:
