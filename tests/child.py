@@ -83,35 +83,44 @@ def children(pid: int | str = "self") -> set[int]:
 
 
 class Held:
-    """A program whose execve(2) the kernel holds, until ``release``."""
+    """A file that the kernel lets nobody open, so that nobody executes it, until ``release``."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        shutil.copy("/bin/true", path)
+    def __init__(self, fd: int) -> None:
         # A write lease: who opens the file, and execve does, waits until the holder gives the lease up (fcntl(2),
         # "Leases"), and the holder gets SIGIO: the process that is to become this program is at its very last step.
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        self._fd = fd
+        self.path = os.readlink(f"/proc/self/fd/{fd}")
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
     def wait(self) -> None:
         """Wait until execve is held. SIGIO has to be blocked, before the thread that spawns is started."""
         assert signal.sigtimedwait([signal.SIGIO], 30) is not None, "nobody came to execve"
 
     def release(self) -> None:
-        if self._fd >= 0:
-            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)  # also where a process forked meanwhile has it open
-            os.close(self._fd)
-            self._fd = -1
+        # not just by closing: a process that was forked meanwhile has it open too
+        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+@contextlib.contextmanager
+def held(fd: int) -> Iterator[Held]:
+    """Hold who executes the file ``fd``; SIGIO is blocked in this thread meanwhile, and none is left pending."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+    one = Held(fd)
+    try:
+        yield one
+    finally:
+        one.release()
+        signal.sigtimedwait([signal.SIGIO], 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
 
 
 @contextlib.contextmanager
 def held_program(path: Path) -> Iterator[Held]:
-    """Give a program that is held before exec; SIGIO is blocked in this thread meanwhile, and none is left pending."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
-    held = Held(path)
+    """A new program at ``path`` that is held before exec."""
+    shutil.copy("/bin/true", path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield held
+        with held(fd) as one:
+            yield one
     finally:
-        held.release()
-        signal.sigtimedwait([signal.SIGIO], 0)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
+        os.close(fd)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from changed import NOBODY, join
-from child import Held, children, dumpable, held_program, in_child
+from child import Held, children, dumpable, held, held_program, in_child
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
@@ -43,6 +43,7 @@ def near():
 F_GET_SEALS = 1034
 #: seal, shrink, grow, write: no more of any (fcntl(2), "File Sealing")
 ALL_SEALS = 1 | 2 | 4 | 8
+SEAL_EXEC = 32
 
 
 def run(job: Job) -> int:
@@ -180,10 +181,10 @@ def test_the_join_that_failed_is_named_by_its_index(target):
 
 
 def test_a_launch_that_nobody_waits_for_is_ended(tmp_path):
-    with held_program(tmp_path / "held") as held:
-        launching = launch(Job([os.fsencode(held.path)], [b"held"], []))
+    with held_program(tmp_path / "held") as program:
+        launching = launch(Job([os.fsencode(program.path)], [b"held"], []))
         barrier = next(launching)
-        held.wait()
+        program.wait()
         assert not select.select([barrier], [], [], 0)[0], "it has not exec'd"
         del launching
         gc.collect()
@@ -196,7 +197,12 @@ def test_the_joiner_is_sealed_and_cannot_be_written():
     fd, is_to_be_closed = _launch._image.open()
     assert not is_to_be_closed
     assert fd > 2
-    assert fcntl.fcntl(fd, F_GET_SEALS) & ALL_SEALS == ALL_SEALS
+    seals = fcntl.fcntl(fd, F_GET_SEALS)
+    assert seals & ALL_SEALS == ALL_SEALS
+    if os.path.exists("/proc/sys/vm/memfd_noexec"):  # Linux 6.3
+        assert seals & SEAL_EXEC
+        with pytest.raises(PermissionError):
+            os.fchmod(fd, 0o600)
     with pytest.raises(PermissionError):
         os.pwrite(fd, b"x", 0)
     with pytest.raises(PermissionError):
@@ -350,9 +356,9 @@ ANONYMOUS = re.compile(r"\[.*\]|")
 def test_while_the_program_is_held_before_exec_nothing_of_python_is_inside(start, folder, keywords, count):
     target = start("uts", "net", "pid")
     before, flag = children(), dumpable()
-    with held_program(folder / "held") as held:
-        spawning = Spawning(target.pid, [held.path], **keywords)
-        held.wait()
+    with held_program(folder / "held") as program:
+        spawning = Spawning(target.pid, [program.path], **keywords)
+        program.wait()
         try:
             for pid in processes_of_the_launch(before, count):
                 assert os.readlink(f"/proc/{pid}/exe") == "/memfd:nsjoin (deleted)"
@@ -368,7 +374,7 @@ def test_while_the_program_is_held_before_exec_nothing_of_python_is_inside(start
                 assert {re.sub(r"\[.*", "", name) for name in open_files} <= {"pipe:", "anon_inode:", "pidfd:"}
             assert dumpable() == flag
         finally:
-            held.release()
+            program.release()
             join(spawning)
     assert spawning.error is None
     assert spawning.result.returncode == 0
@@ -395,32 +401,32 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.parametrize("keywords", [{}, {"fork": False}], ids=["forking", "not forking"])
 def test_ctrl_c_ends_the_wait_for_exec_and_leaves_nothing(near, tmp_path, interruptible, keywords):
     before = children()
-    with held_program(tmp_path / "held") as held:
+    with held_program(tmp_path / "held") as program:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
         with pytest.raises(Interrupt):
-            nsjoin.spawn_in(near.pid, [held.path], **keywords)
+            nsjoin.spawn_in(near.pid, [program.path], **keywords)
         assert children() == before
 
 
 @pytest.mark.parametrize("keywords", [{}, {"fork": False}], ids=["forking", "not forking"])
 def test_a_timeout_ends_the_wait_for_exec_and_leaves_nothing(near, tmp_path, keywords):
     before = children()
-    with held_program(tmp_path / "held") as held:
+    with held_program(tmp_path / "held") as program:
         with pytest.raises(subprocess.TimeoutExpired) as caught:
-            nsjoin.run_in(near.pid, [held.path, "argument"], timeout=0.2, **keywords)
-        held.wait()  # the timeout did not come before exec
+            nsjoin.run_in(near.pid, [program.path, "argument"], timeout=0.2, **keywords)
+        program.wait()  # the timeout did not come before exec
         assert children() == before
-    assert (caught.value.cmd, caught.value.timeout) == ([held.path, "argument"], 0.2)
+    assert (caught.value.cmd, caught.value.timeout) == ([program.path, "argument"], 0.2)
 
 
-def stop_from_inside(target: int, held: Held, before: set[int]) -> None:
+def stop_from_inside(target: int, program: Held, before: set[int]) -> None:
     """Wait until exec is held, have a process inside stop the one that is to become the program, and let exec go on."""
-    held.wait()
+    program.wait()
     numbers = {pid: numbers_of(pid) for pid in children() - before}
     inner = max(numbers, key=lambda pid: len(numbers[pid]))
     nsjoin.run_in(target, ["kill", "-STOP", numbers[inner][-1]], check=True)
     os.waitid(os.P_PID, inner, os.WSTOPPED | os.WNOWAIT)
-    held.release()
+    program.release()
 
 
 def numbers_of(pid: int) -> list[str]:
@@ -430,24 +436,25 @@ def numbers_of(pid: int) -> list[str]:
 
 def test_ctrl_c_ends_the_wait_for_a_program_that_something_inside_has_stopped(near, tmp_path, interruptible):
     before = children()
-    with held_program(tmp_path / "held") as held:
+    with held_program(tmp_path / "held") as program:
 
         def stop_and_interrupt() -> None:
-            stop_from_inside(near.pid, held, before)
+            stop_from_inside(near.pid, program, before)
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
         thread = threading.Thread(target=stop_and_interrupt)
         thread.start()
         with pytest.raises(Interrupt):
-            nsjoin.spawn_in(near.pid, [held.path])
+            nsjoin.spawn_in(near.pid, [program.path])
         join(thread)
         assert children() == before
 
 
-def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near, tmp_path):
-    with held_program(tmp_path / "held") as held:
-        spawning = Spawning(near.pid, [held.path])
-        held.wait()
+def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near):
+    # What is held here is the joiner: the barrier is still open in this process, and the forked one gets a copy of it.
+    with held(_launch._image.open()[0]) as joiner:
+        spawning = Spawning(near.pid, ["true"])
+        joiner.wait()
         reader, writer = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of a fork beside threads
@@ -457,7 +464,7 @@ def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near, tm
             os.read(reader, 1)  # until the test is over
             os._exit(0)
         try:
-            held.release()
+            joiner.release()
             spawning.join(20)
             assert not spawning.is_alive(), "the launch waits for a process that has nothing to do with it"
         finally:
@@ -470,9 +477,9 @@ def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near, tm
 
 def test_a_program_that_is_killed_before_exec_has_died_by_that_signal(near, tmp_path):
     before = children()
-    with held_program(tmp_path / "held") as held:
-        spawning = Spawning(near.pid, [held.path])
-        held.wait()
+    with held_program(tmp_path / "held") as program:
+        spawning = Spawning(near.pid, [program.path])
+        program.wait()
         for pid in children() - before:
             os.kill(pid, signal.SIGKILL)
         join(spawning)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import conftest
 import pytest
-from changed import NOBODY, join
+from changed import NOBODY, become_old_kernel, join
 from child import become_ordinary_user, children, close_stdio, in_child
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
@@ -356,19 +356,29 @@ def test_root_joins_the_rootless_bubblewrap_of_a_user(read):
         process.communicate()
 
 
-@requires_root
-def test_inside_enter_of_another_pid_namespace_the_pid_is_right(target, start):
-    other = start("pid")
-    with nsjoin.enter(other.pid, "pid"):
+def spawn_inside_enter(target: int, other: int) -> None:
+    with nsjoin.enter(other, "pid"):
         before = os.readlink("/proc/thread-self/ns/pid_for_children")
-        assert before == links(other.pid, ["pid"])[0]
+        assert before == links(other, ["pid"])[0]
         args = ["sh", "-c", "echo $$; read line"]
-        with nsjoin.spawn_in(target.pid, args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with nsjoin.spawn_in(target, args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             inside = process.stdout.readline().strip()
             assert process.pid in children()
             assert status_of(process.pid, "NSpid") == [str(process.pid), inside]
-            assert links(process.pid, ["pid"]) == links(target.pid, ["pid"])
+            assert links(process.pid, ["pid"]) == links(target, ["pid"])
         assert os.readlink("/proc/thread-self/ns/pid_for_children") == before
+
+
+@requires_root
+def test_inside_enter_of_another_pid_namespace_the_pid_is_right(target, start):
+    spawn_inside_enter(target.pid, start("pid").pid)
+
+
+@requires_root
+def test_inside_enter_of_another_pid_namespace_the_pid_is_right_on_an_old_kernel_too(target, start):
+    # where the namespaces of a thread cannot be compared by pidfd, the new process itself looks where it was born
+    other = start("pid")
+    in_child(lambda: spawn_inside_enter(target.pid, other.pid), lambda: become_old_kernel(pidfds=True))
 
 
 # --- subprocess's keywords -----------------------------------------------------------------------------------
