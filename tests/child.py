@@ -85,31 +85,42 @@ def children(pid: int | str = "self") -> set[int]:
 class Held:
     """A file that the kernel lets nobody open, so that nobody executes it, until ``release``."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def hold(self) -> None:
         # A write lease: who opens the file, and execve does, waits until the holder gives the lease up (fcntl(2),
         # "Leases"), and the holder gets SIGIO: the process that is to become this program is at its very last step.
-        self._fd = fd
-        self.path = os.readlink(f"/proc/self/fd/{fd}")
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
     def wait(self) -> None:
         """Wait until execve is held. SIGIO has to be blocked, before the thread that spawns is started."""
         assert signal.sigtimedwait([signal.SIGIO], 30) is not None, "nobody came to execve"
 
     def release(self) -> None:
-        # not just by closing: a process that was forked meanwhile has it open too
-        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        if self._fd >= 0:
+            # not just by closing: a process that was forked meanwhile has it open too
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 @contextlib.contextmanager
-def held(fd: int) -> Iterator[Held]:
-    """Hold who executes the file ``fd``; SIGIO is blocked in this thread meanwhile, and none is left pending."""
+def held(path: str) -> Iterator[Held]:
+    """Hold who executes the file; SIGIO is blocked in this thread meanwhile, and none is left pending."""
+    one = Held(path)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
-    one = Held(fd)
     try:
+        one.hold()
         yield one
-    finally:
         one.release()
+    finally:
+        one.close()
         signal.sigtimedwait([signal.SIGIO], 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
 
@@ -118,9 +129,5 @@ def held(fd: int) -> Iterator[Held]:
 def held_program(path: Path) -> Iterator[Held]:
     """A new program at ``path`` that is held before exec."""
     shutil.copy("/bin/true", path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with held(fd) as one:
-            yield one
-    finally:
-        os.close(fd)
+    with held(str(path)) as program:
+        yield program

@@ -452,7 +452,7 @@ def test_ctrl_c_ends_the_wait_for_a_program_that_something_inside_has_stopped(ne
 
 def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near):
     # What is held here is the joiner: the barrier is still open in this process, and the forked one gets a copy of it.
-    with held(_launch._image.open()[0]) as joiner:
+    with held(f"/proc/self/fd/{_launch._image.open()[0]}") as joiner:
         spawning = Spawning(near.pid, ["true"])
         joiner.wait()
         reader, writer = os.pipe()
