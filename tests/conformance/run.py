@@ -13,7 +13,7 @@ import contextlib
 import faulthandler
 import fnmatch
 import gc
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -75,6 +75,8 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 def import_cases(pattern: str) -> list[unittest.TestCase]:
     """Those of test_subprocess. It makes subclasses of subprocess.Popen, so that has been replaced already."""
+    if importlib.util.find_spec("test.test_subprocess") is None:
+        raise SystemExit("no test.test_subprocess; Debian: libpython3-testsuite, pypy3-lib-testsuite")
     try:
         importlib.import_module("_testcapi")
     except Exception:  # Debian's pypy3-lib-testsuite comes without its C source: FileNotFoundError
