@@ -131,7 +131,7 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        stays = None
+        stays: _Stays | None = None
         try:
             stays = self._stays.get(get_ident())
             if stays is None:
@@ -143,7 +143,7 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             if stays is not None:
                 lib.nsjoin_leave(stays[0])  # a signal handler may have raised before that; twice does nothing
                 self._forget(stays)
-        if stays[2] is not None:
+        if stays is not None and stays[2] is not None:
             stays[2].check()
 
     def _forget(self, stays: _Stays) -> None:
