@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._keywords import Command, SpawnKeywords
     from ._target import TargetLike
 
-_STATUS_IS_LOST = (
+STATUS_IS_LOST = (
     "the program has ended, but its exit status is lost: this process ignores SIGCHLD, or something in it has waited "
     "for all children (waitpid(-1))"
 )
@@ -139,14 +139,7 @@ def run_in(
     subprocess.CalledProcessError (``check=True``), and what ``Popen`` raises; ChildProcessError if the exit status
     cannot be had, since this process ignores SIGCHLD or has a waitpid(-1) elsewhere; subprocess.run says 0 there.
     """
-    if input is not None:
-        if popen_kwargs.get("stdin") is not None:
-            raise ValueError("stdin and input arguments may not both be used.")
-        popen_kwargs["stdin"] = subprocess.PIPE
-    if capture_output:
-        if popen_kwargs.get("stdout") is not None or popen_kwargs.get("stderr") is not None:
-            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-        popen_kwargs["stdout"] = popen_kwargs["stderr"] = subprocess.PIPE
+    choose_streams(popen_kwargs, input, capture_output)
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         process = Popen(args, target=target, _deadline=deadline, _new_group=kill_group, **popen_kwargs)
@@ -157,23 +150,36 @@ def run_in(
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             stdout, stderr = process.communicate(input, timeout=left)
         except subprocess.TimeoutExpired as expired:
-            _kill(process, kill_group)
+            kill(process, kill_group)
             process.wait()
             expired.timeout = timeout or 0.0
             raise
         except BaseException:
-            _kill(process, kill_group)
+            kill(process, kill_group)
             raise
         returncode = process.poll()
     assert returncode is not None
     if process._status_is_lost:
-        raise ChildProcessError(errno.ECHILD, _STATUS_IS_LOST)
+        raise ChildProcessError(errno.ECHILD, STATUS_IS_LOST)
     if check and returncode:
         raise subprocess.CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
     return subprocess.CompletedProcess(process.args, returncode, stdout, stderr)
 
 
-def _kill(process: Popen[Any], group: bool) -> None:
+def choose_streams(keywords: dict[str, Any], given: Any, capture_output: bool) -> None:
+    """Add the pipes that ``input`` and ``capture_output`` mean; ValueError as from subprocess.run."""
+    if given is not None:
+        if keywords.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        keywords["stdin"] = subprocess.PIPE
+    if capture_output:
+        if keywords.get("stdout") is not None or keywords.get("stderr") is not None:
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        keywords["stdout"] = keywords["stderr"] = subprocess.PIPE
+
+
+def kill(process: Popen[Any], group: bool) -> None:
+    """Kill the program, or the whole process group that it leads."""
     # the leader has not been waited for, so its number is still its group's
     if group and process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)

@@ -27,7 +27,7 @@ from ._accounts import numbers
 from ._call import calling
 from ._launch import Expired
 from ._nstype import select as select_types
-from ._run import _STATUS_IS_LOST, _kill
+from ._run import STATUS_IS_LOST, choose_streams, kill
 from ._spawn import Popen
 from ._start import MNT, USER
 from ._target import OpenTarget, Target, check_target
@@ -96,13 +96,7 @@ async def run_in(
     keywords: dict[str, Any] = {**popen_kwargs, "namespaces": namespaces, "fork": fork, "_new_group": kill_group}
     if input is not None:
         memoryview(input)  # TypeError for a str, before anything runs
-        if keywords.get("stdin") is not None:
-            raise ValueError("stdin and input arguments may not both be used.")
-        keywords["stdin"] = subprocess.PIPE
-    if capture_output:
-        if keywords.get("stdout") is not None or keywords.get("stderr") is not None:
-            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-        keywords["stdout"] = keywords["stderr"] = subprocess.PIPE
+    choose_streams(keywords, input, capture_output)
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         with contextlib.ExitStack() as pin:
@@ -117,7 +111,7 @@ async def run_in(
     if run.expired:
         raise subprocess.TimeoutExpired(popen.args, timeout or 0.0, stdout, stderr)
     if popen._status_is_lost:
-        raise ChildProcessError(errno.ECHILD, _STATUS_IS_LOST)
+        raise ChildProcessError(errno.ECHILD, STATUS_IS_LOST)
     if check and returncode:
         raise subprocess.CalledProcessError(returncode, popen.args, stdout, stderr)
     return subprocess.CompletedProcess(popen.args, returncode, stdout, stderr)
@@ -503,7 +497,7 @@ class _Run(_Program):
         self._kill()
 
     def _kill(self) -> None:
-        _kill(self._popen, self._kill_group)
+        kill(self._popen, self._kill_group)
         for pipe in self._pipes.values():
             pipe.abort()
 
