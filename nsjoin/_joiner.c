@@ -332,8 +332,10 @@ static void carry_out(plan_t *plan)
         begin(plan, NSJOIN_STEP_CWD);
         must(plan, SYS1(chdir, at(plan, plan->cwd)));
     }
-    if (plan->flags & NSJOIN_UMASK)
+    if (plan->flags & NSJOIN_UMASK) {
+        begin(plan, NSJOIN_STEP_UMASK);
         SYS1(umask, plan->umask);
+    }
     if (plan->flags & NSJOIN_DROP_GROUPS)
         drop_groups(plan);
     set_ids(plan);

@@ -281,7 +281,10 @@ class _Image:
 
     def memfd_does_not_run(self) -> None:
         """Learn that the kernel refuses to execute a memfd."""
-        self._memfd_runs = False
+        with self._lock:
+            if self._memfd_runs and self._is_ours():
+                os.close(self._fd)
+            self._memfd_runs, self._identity = False, None
 
     def _is_ours(self) -> bool:
         # A program that closes all descriptors it does not know, as daemons do, may have given the number away.
@@ -396,9 +399,11 @@ def launch(job: Job) -> Launch:
         try:
             return (yield from _run(job, work, image))
         except Failed as failed:
-            if image_is_ours or failed.at != At.LAUNCH or failed.errno != errno.EACCES:
+            # ETXTBSY: a fork in another thread has a copy of the descriptor by which this launch's file was written
+            if failed.at != At.LAUNCH or failed.errno != (errno.ETXTBSY if image_is_ours else errno.EACCES):
                 raise
-            _image.memfd_does_not_run()
+            if not image_is_ours:
+                _image.memfd_does_not_run()
     finally:
         lib.nsjoin_finish(work)
         if image_is_ours:

@@ -10,6 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from child import dumpable
 
 from nsjoin import _launch, _nstype, _shim
 
@@ -121,7 +122,7 @@ def _state() -> dict[str, object]:
         "root": os.readlink("/proc/thread-self/root"),
         "blocked signals": status["SigBlk"],
         "capabilities": status["CapEff"],
-        "dumpable": os.stat("/proc/self/maps").st_uid == os.geteuid(),
+        "dumpable": dumpable(),
         "threads": status["Threads"],
     }
 
