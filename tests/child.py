@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import mmap
 import os
@@ -21,14 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
-
-_PR_GET_DUMPABLE = 3
-
-
-def dumpable() -> int:
-    """Return this process's dumpable flag: as root, the owner of /proc/self says nothing about it."""
-    flag: int = ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
-    return flag
 
 
 def become_ordinary_user() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -10,7 +11,6 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from child import dumpable
 
 from nsjoin import _launch, _nstype, _shim
 
@@ -98,6 +98,15 @@ def _warm_up() -> None:
     """What is kept for the process's lifetime is made now: the sealed joiner, and this thread's own pidfd."""
     _launch._image.open()
     _shim.inodes(-1, [_nstype.BY_NAME["uts"].get])
+
+
+_PR_GET_DUMPABLE = 3
+
+
+def dumpable() -> int:
+    """Return this process's dumpable flag: as root, the owner of /proc/self says nothing about it."""
+    flag: int = ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    return flag
 
 
 def _state() -> dict[str, object]:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from changed import NOBODY, join
-from child import Held, children, dumpable, held, held_program, in_child
-from conftest import IS_ROOT, Running, requires_program, requires_root
+from child import Held, children, held, held_program, in_child
+from conftest import IS_ROOT, Running, dumpable, requires_program, requires_root
 
 import nsjoin
 from nsjoin import _launch, _shim
