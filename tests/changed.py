@@ -43,7 +43,7 @@ def _report_to(writer: int, func: Callable[[], object]) -> NoReturn:
     text = "no report"
     unraisable: list[str] = []
     sys.unraisablehook = lambda raised: unraisable.append(f"{raised.exc_value!r} in {raised.object!r}")
-    signal.alarm(300)  # a test that hangs ends as killed by SIGALRM
+    signal.alarm(60)  # a test that hangs ends as killed by SIGALRM
     try:
         func()
         text = "".join(unraisable)

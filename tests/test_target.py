@@ -14,7 +14,7 @@ import sys
 import threading
 
 import pytest
-from changed import NOBODY, become_old_kernel, in_child, join
+from changed import NOBODY, become_old_kernel, forked, in_child, join
 from conftest import requires_root
 
 import nsjoin
@@ -180,7 +180,7 @@ def test_another_process_with_its_pid_is_never_taken_for_it(kernel):
             process = Target.from_pid(pid)
         with open("/proc/sys/kernel/ns_last_pid", "w") as last:
             last.write(str(pid - 1))
-        with process, zombie() as other:
+        with process, forked(lambda: None) as other:
             assert other == pid
             assert process.state() == "gone"
             for ask in (lambda: process.namespace("net"), process.namespaces, process.open_root):
