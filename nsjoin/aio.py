@@ -370,10 +370,26 @@ class _Pipe(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it now; what has not been written is lost."""
+        if self.is_lost:
+            return
         if self.fd == 0:
             self.transport.abort()
         else:
             self.transport.close()
+
+
+class _Detached:
+    """A pipe's descriptor for uvloop, which closes it and then ``close`` here, whatever the number means by then."""
+
+    def __init__(self, file: Any) -> None:
+        self._fd = os.dup(file.fileno())
+        file.close()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        """It is closed."""
 
 
 class _Program:
@@ -389,31 +405,41 @@ class _Program:
 
         Whatever is raised, Expired included: nothing is left.
         """
+        # never cancelled half-way: uvloop would close a descriptor that we could not know to be closed
+        connecting = self._loop.create_task(self._connect())
         try:
-            await self._connect()
             await self._popen.finish(deadline)
+            await asyncio.shield(connecting)
             self._begin()
         except BaseException as raised:
             self._popen.end()
-            for pipe in self._pipes.values():
-                pipe.abort()
-            while not isinstance(raised, GeneratorExit) and not self._is_cut_off():
+            connecting.add_done_callback(self._cut_off)
+            while not isinstance(raised, GeneratorExit) and not (connecting.done() and self._is_cut_off()):
                 await asyncio.sleep(0)  # a closed transport closes its descriptor in the loop's next turn
             raise
 
     async def _connect(self) -> None:
         files = {0: self._popen.stdin, 1: self._popen.stdout, 2: self._popen.stderr}
-        todo = [(fd, file) for fd, file in files.items() if file is not None]
+        todo: dict[int, Any] = {fd: file for fd, file in files.items() if file is not None}
+        is_uvloop = type(self._loop).__module__.split(".")[0] == "uvloop"
         try:
             while todo:
-                fd, file = todo.pop()
+                fd = max(todo)
                 pipe = _Pipe(self, fd)
                 connect: Any = self._loop.connect_read_pipe if fd else self._loop.connect_write_pipe
-                await connect(lambda pipe=pipe: pipe, file)  # closes it itself if it is cancelled
+                file = todo.pop(fd)
+                await connect(lambda pipe=pipe: pipe, _Detached(file) if is_uvloop else file)
                 self._pipes[fd] = pipe
         finally:
-            for _, file in todo:
+            for file in todo.values():
                 file.close()
+
+    def _cut_off(self, connected: asyncio.Future[None] | None = None) -> None:
+        """Close all pipes at once."""
+        if connected is not None and not connected.cancelled():
+            connected.exception()  # what is raised already says more
+        for pipe in self._pipes.values():
+            pipe.abort()
 
     def _is_cut_off(self) -> bool:
         return all(pipe.is_lost for pipe in self._pipes.values())
@@ -498,8 +524,7 @@ class _Run(_Program):
 
     def _kill(self) -> None:
         kill(self._popen, self._kill_group)
-        for pipe in self._pipes.values():
-            pipe.abort()
+        self._cut_off()
 
     def output(self, fd: int) -> bytes | None:
         """What the program has written there; None: not to us."""
