@@ -120,7 +120,7 @@ class Held:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         shutil.copy(shutil.which("true") or "/bin/true", self.path)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)  # open for writing, it could not be executed
         self._reached = threading.Event()
         self._usual = signal.signal(self.SIGNAL, lambda *_: self._reached.set())
         fcntl.fcntl(self._fd, fcntl.F_SETSIG, self.SIGNAL)
@@ -655,9 +655,7 @@ def test_nobody_waits_in_a_thread_or_handles_sigchld(run: Run, target: Running) 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EMFILE])
-def test_without_pidfds_a_thread_waits(
-    number: int, run: Run, target: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pidfds_a_thread_waits(number: int, run: Run, target: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """This kernel has pidfds, so what it would say without is put in its place."""
 
     def refuse(pid: int, flags: int = 0) -> int:
