@@ -222,7 +222,7 @@ def test_a_plan_makes_exactly_its_calls_in_its_order(strace):
 
 @contextlib.contextmanager
 def open_root() -> Iterator[int]:
-    fd = os.open("/", os.O_PATH)
+    fd = os.open("/", _shim.O_PATH)
     try:
         yield fd
     finally:

@@ -895,7 +895,7 @@ def test_where_0_to_2_are_closed_nothing_of_it_lies_there(target):
             assert watch.directory == 0
             assert {int(name) for name in os.listdir("/proc/self/fd")} & {1, 2} <= {1}  # 1 is listdir's own
         with enter(target.pid, "mnt"):
-            assert os.open("/", os.O_PATH) == 0
+            assert os.open("/", _shim.O_PATH) == 0
 
     in_child(test)
 

@@ -90,7 +90,7 @@ def root(tmp_path):
     (tmp_path / "etc" / "loop").symlink_to("loop")
     (tmp_path / "etc" / "self").symlink_to("/proc/self/environ")
     os.mkfifo(tmp_path / "etc" / "fifo")
-    fd = os.open(tmp_path, os.O_PATH)
+    fd = os.open(tmp_path, _shim.O_PATH)
     yield fd
     os.close(fd)
 

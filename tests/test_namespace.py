@@ -428,7 +428,7 @@ def test_a_nul_in_the_path_is_a_value_error():
 
 
 @pytest.mark.parametrize(
-    "flags", [os.O_RDONLY, os.O_PATH, os.O_PATH | os.O_DIRECTORY], ids=["a file", "O_PATH of a file", "O_PATH"]
+    "flags", [os.O_RDONLY, _shim.O_PATH, _shim.O_PATH | os.O_DIRECTORY], ids=["a file", "O_PATH of a file", "O_PATH"]
 )
 def test_from_fd_refuses_any_other_descriptor(flags, tmp_path):
     (tmp_path / "file").touch()
@@ -443,7 +443,7 @@ def test_from_fd_refuses_any_other_descriptor(flags, tmp_path):
 
 
 def test_an_o_path_descriptor_of_a_namespace_is_none_since_setns_does_not_take_it():
-    fd = os.open("/proc/self/ns/net", os.O_PATH)
+    fd = os.open("/proc/self/ns/net", _shim.O_PATH)
     try:
         with pytest.raises(NotANamespaceError):
             Namespace.from_fd(fd)

@@ -19,6 +19,7 @@ from changed import (
     in_child,
     join,
 )
+from child import wait_until_ended
 from conftest import requires_root
 
 from nsjoin import (
@@ -50,7 +51,7 @@ def ended(*, reaped):
     child = os.fork()
     if child == 0:
         os._exit(0)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    wait_until_ended(child)
     if reaped:
         os.waitpid(child, 0)
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import conftest
 import pytest
 from changed import NOBODY, become_old_kernel, join
-from child import become_ordinary_user, children, close_stdio, in_child
+from child import become_ordinary_user, children, close_stdio, in_child, wait_until_ended
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
@@ -715,7 +715,11 @@ def test_the_working_directory_is_tried_before_the_program(nearby):
         (["true"], {"extra_groups": "no such group"}),
         (["true"], {"extra_groups": [-1]}),
         (["true"], {"umask": "022"}),
-        (["true"], {"umask": 1 << 40}),
+        pytest.param(
+            ["true"],
+            {"umask": 1 << 40},
+            marks=pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy's subprocess takes any number"),
+        ),
         (["true"], {"pass_fds": [-1]}),
         (["true"], {"pass_fds": [1 << 40]}),
         (["true"], {"pass_fds": ["zero"]}),
@@ -814,7 +818,7 @@ def test_a_dead_pid_namespace_is_a_join_error_with_the_reason(start):
 
 def test_a_zombie_and_then_a_process_that_is_gone_are_target_gone_errors():
     ended = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    wait_until_ended(ended.pid)
     with Target.from_pid(ended.pid) as pinned:
         for target in (ended.pid, ended, pinned):
             with pytest.raises(TargetGoneError, match="zombie") as caught:

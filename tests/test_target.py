@@ -15,6 +15,7 @@ import threading
 
 import pytest
 from changed import NOBODY, become_old_kernel, forked, in_child, join
+from child import wait_until_ended
 from conftest import requires_root
 
 import nsjoin
@@ -32,7 +33,7 @@ def zombie():
     if child == 0:
         os._exit(0)
     try:
-        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        wait_until_ended(child)
         yield child
     finally:
         os.waitpid(child, 0)
