@@ -67,9 +67,10 @@ def _entries(root: int, path: str) -> Iterator[list[bytes]]:
         fd = open_in_root(root, path)
     except FileNotFoundError:
         return
-    with open(fd, "rb") as file:
-        for line in file.read(_LIMIT).splitlines():
-            yield line.split(b":")
+    with open(fd, "rb") as file:  # closed before the first line goes out: nobody may ask for the last one
+        text = file.read(_LIMIT)
+    for line in text.splitlines():
+        yield line.split(b":")
 
 
 def open_in_root(root: int, path: str) -> int:
