@@ -22,7 +22,8 @@ from nsjoin import CallDiedError, CallExitError, CallResultError, call_in
 
 TYPES = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 #: without pid one fork, with pid two
-BOTH = pytest.mark.parametrize("namespaces", [("net",), ("pid",)] if IS_ROOT else [("user",), ("user", "pid")])
+NET, PID = (("net",), ("pid",)) if IS_ROOT else (("user", "net"), ("user", "pid"))
+BOTH = pytest.mark.parametrize("namespaces", [NET, PID])
 
 
 def test_it_is_really_inside(target):
@@ -196,15 +197,15 @@ def serve_once(server):
 
 def test_too_many_or_closed_descriptors_are_told(target):
     with pytest.raises(CallResultError, match="253"):
-        call_in(target.pid, lambda: [open("/dev/null") for _ in range(254)], namespaces=("net",))
+        call_in(target.pid, lambda: [open("/dev/null") for _ in range(254)], namespaces=NET)
     closed = socket.socket()
     closed.close()
     with pytest.raises(CallResultError, match="closed socket"):
-        call_in(target.pid, lambda: closed, namespaces=("net",))
+        call_in(target.pid, lambda: closed, namespaces=NET)
 
 
 def test_large_results(target):
-    assert len(call_in(target.pid, lambda: bytes(20 << 20), namespaces=("net",))) == 20 << 20
+    assert len(call_in(target.pid, lambda: bytes(20 << 20), namespaces=NET)) == 20 << 20
 
 
 @BOTH
@@ -229,7 +230,7 @@ def test_pythons_fork_hooks_have_run(target, namespaces):
 
 def test_what_is_printed_is_printed_once(target, capfd):
     print("before", end=" ")
-    call_in(target.pid, lambda: print("inside", end=" "), namespaces=("pid",))
+    call_in(target.pid, lambda: print("inside", end=" "), namespaces=PID)
     print("after")
     assert capfd.readouterr().out == "before inside after\n"
 
