@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import ContextDecorator, ExitStack
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from . import _guard, _reason, _shim
 from ._namespace import Namespace
@@ -19,7 +19,7 @@ from .exceptions import JoinError, NamespaceError, RestoreError, error
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ._nstype import NsType
     from ._setns import CData
     from ._target import TargetLike
+
+    _Func = TypeVar("_Func", bound=Callable[..., Any])
 
     #: what C keeps, the guard's state before, the watch, the stay around it
     _Stays = tuple[CData, Any, Optional["_Watch"], Optional["_Stays"]]
@@ -37,6 +39,9 @@ _TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBA
 
 #: Answers that mean: save through /proc. EPERM: a seccomp filter that does not know pidfd_open.
 _NO_PIDFD = _shim.NO_SUCH_IOCTL | {errno.EPERM}
+
+#: CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR: the module inspect has names for them, and costs an import
+_SUSPENDS = 0x20 | 0x80 | 0x200
 
 _STAY = ffi.typeof("struct nsjoin_stay *")
 
@@ -110,6 +115,12 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             if not any(row.alone for row in rows):  # else each time anew: there may be threads by then
                 self._trip = _namespace_trip(self._given)
         self._stays: dict[int, _Stays] = {}  # by thread, the innermost first
+
+    def __call__(self, func: _Func) -> _Func:
+        """As a decorator. TypeError for a coroutine or generator function, whose body would run after the exit."""
+        if getattr(getattr(func, "__code__", None), "co_flags", 0) & _SUSPENDS:
+            raise TypeError("enter cannot decorate a coroutine or generator function: its body would run outside")
+        return super().__call__(func)
 
     def __enter__(self) -> Self:
         stay = ffi.new(_STAY)

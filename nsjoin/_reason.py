@@ -54,7 +54,10 @@ def _of_eperm(namespace: Namespace, with_user: bool) -> str:
             )
     if namespace.nstype == "mnt":
         return "needs CAP_SYS_CHROOT in our own user namespace too, or is forbidden by a security module or seccomp"
-    return "we have the capabilities for it, so a security module or a seccomp filter forbids it"
+    return (
+        "we have the capabilities for it, so a security module or a seccomp filter forbids it; or, with spawn_in and "
+        "not as root, they are not in the ambient set and execve(2) drops them (capabilities(7))"
+    )
 
 
 def _own_user(namespace: Namespace) -> str:

@@ -80,7 +80,10 @@ def check_target(target: Any) -> Checked:
             "a target is a pid, an object with one, a Target, a Namespace, the path of a namespace file, or an "
             f"iterable of the last two, not {type(target).__name__}"
         ) from None
-    return tuple(_check_member(member) for member in members)
+    checked = tuple(_check_member(member) for member in members)
+    if not checked:
+        raise ValueError("an iterable as a target names at least one namespace")
+    return checked
 
 
 def _check_pid(pid: object) -> int:

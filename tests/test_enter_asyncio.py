@@ -60,6 +60,22 @@ def test_the_exception_of_the_block_is_the_context_of_that(target):
     assert isinstance(caught.value.__context__, ZeroDivisionError)
 
 
+def test_what_suspends_cannot_be_decorated(target):
+    async def coroutine():
+        """Its body runs when it is awaited, after the exit."""
+
+    def generator():
+        yield
+
+    async def asynchronous_generator():
+        yield
+
+    for function in (coroutine, generator, asynchronous_generator):
+        with pytest.raises(TypeError, match="its body would run outside"):
+            nsjoin.enter(target.pid, "net")(function)
+    assert nsjoin.enter(target.pid, "net")(here)() == os.readlink(f"/proc/{target.pid}/ns/net")
+
+
 def test_nested_and_in_a_generator(target):
     def generator():
         with nsjoin.enter(target.pid, "net"):

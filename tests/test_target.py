@@ -512,6 +512,7 @@ BAD_TARGETS = [
     ([7], TypeError),
     ([None], TypeError),
     ([[]], TypeError),
+    ([], ValueError),
     ([HasPid(7)], TypeError),
     (["/run/netns/blue", 7], TypeError),
     ([""], ValueError),
