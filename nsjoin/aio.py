@@ -405,22 +405,24 @@ class _Program:
 
         Whatever is raised, Expired included: nothing is left.
         """
-        # never cancelled half-way: uvloop would close a descriptor that we could not know to be closed
-        connecting = self._loop.create_task(self._connect())
+        files = {0: self._popen.stdin, 1: self._popen.stdout, 2: self._popen.stderr}
+        todo: dict[int, Any] = {fd: file for fd, file in files.items() if file is not None}
+        # a task, and never cancelled half-way: uvloop would close a descriptor that we could not know to be closed
+        connecting = self._loop.create_task(self._connect(todo)) if todo else None
         try:
             await self._popen.finish(deadline)
-            await asyncio.shield(connecting)
+            if connecting is not None:
+                await asyncio.shield(connecting)
             self._begin()
         except BaseException as raised:
             self._popen.end()
-            connecting.add_done_callback(self._cut_off)
-            while not isinstance(raised, GeneratorExit) and not (connecting.done() and self._is_cut_off()):
-                await asyncio.sleep(0)  # a closed transport closes its descriptor in the loop's next turn
+            if connecting is not None:
+                connecting.add_done_callback(self._cut_off)
+                while not isinstance(raised, GeneratorExit) and not (connecting.done() and self._is_cut_off()):
+                    await asyncio.sleep(0)  # a closed transport closes its descriptor in the loop's next turn
             raise
 
-    async def _connect(self) -> None:
-        files = {0: self._popen.stdin, 1: self._popen.stdout, 2: self._popen.stderr}
-        todo: dict[int, Any] = {fd: file for fd, file in files.items() if file is not None}
+    async def _connect(self, todo: dict[int, Any]) -> None:
         is_uvloop = type(self._loop).__module__.split(".")[0] == "uvloop"
         try:
             while todo:
