@@ -505,7 +505,7 @@ class _Run(_Program):
 
     @staticmethod
     def _feed(stdin: Any, given: bytes | bytearray | memoryview | None) -> None:
-        if given:
+        if given and not stdin.is_closing():  # the program may have ended already
             stdin.write(given)
         stdin.close()  # once all is written
 

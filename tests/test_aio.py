@@ -6,11 +6,10 @@ import asyncio
 import asyncio.subprocess
 import contextlib
 import errno
-import fcntl
 import gc
 import os
 import resource
-import shutil
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from child import children, held_program
 from conftest import IS_ROOT, requires_root
 
 import nsjoin
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
+    from child import Held
     from conftest import Running
 
     Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -105,41 +106,14 @@ class Mouth:
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Held]:
-    one = Held(tmp_path / "program")
-    yield one
-    one.close()
+    with held_program(tmp_path / "program") as program:
+        yield program
 
 
-class Held:
-    """A program whose exec waits, killably, until ``release``: a lease on its file has to be broken (fcntl(2)).
-
-    In that moment a signal comes, so that ``reached`` can wait for it.
-    """
-
-    SIGNAL = signal.SIGUSR1
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        shutil.copy(shutil.which("true") or "/bin/true", self.path)
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)  # open for writing, it could not be executed
-        self._reached = threading.Event()
-        self._usual = signal.signal(self.SIGNAL, lambda *_: self._reached.set())
-        fcntl.fcntl(self._fd, fcntl.F_SETSIG, self.SIGNAL)
-        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-
-    async def reached(self) -> None:
-        while not self._reached.is_set():
-            await asyncio.sleep(0.001)  # the loop goes on meanwhile: that it can is what the tests are about
-
-    def release(self) -> None:
-        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        os.close(self._fd)
-        self._fd = -1
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self.release()
-        signal.signal(self.SIGNAL, self._usual)
+async def reached() -> None:
+    """Wait until execve is held. That the loop goes on meanwhile is what the tests are about."""
+    while signal.sigtimedwait([signal.SIGIO], 0) is None:
+        await asyncio.sleep(0.001)
 
 
 #: The program is outside the mount namespace, so that the test's files are there.
@@ -307,7 +281,7 @@ def test_a_run_that_is_thrown_away_leaves_nothing(run: Run, target: Running) -> 
         coroutine = aio.run_in(target.pid, command, stdout=mouth.fd, stderr=PIPE)
         steps = coroutine.__await__()
         future = next(steps)
-        while not select_readable(mouth.read_end):
+        while not select.select([mouth.read_end], [], [], 0)[0]:
             future._asyncio_future_blocking = False
             if not future.done():
                 await asyncio.wait([future], timeout=0.01)
@@ -323,12 +297,6 @@ def test_a_run_that_is_thrown_away_leaves_nothing(run: Run, target: Running) -> 
         run(main(mouth))
 
 
-def select_readable(fd: int) -> bool:
-    import select
-
-    return bool(select.select([fd], [], [], 0)[0])
-
-
 # --- spawn_in -----------------------------------------------------------------------------------------------
 
 
@@ -336,7 +304,7 @@ def test_a_process_has_the_interface_of_asyncio(run: Run, target: Running) -> No
     async def main() -> None:
         process = await aio.spawn_in(target.pid, ["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE)
         assert isinstance(process, asyncio.subprocess.Process)
-        assert str(process.pid) in children()
+        assert process.pid in children()
         assert process.returncode is None
         assert await process.communicate(b"hello") == (b"hello", b"")
         assert process.returncode == 0
@@ -346,14 +314,6 @@ def test_a_process_has_the_interface_of_asyncio(run: Run, target: Running) -> No
                 signal_again()
 
     run(main())
-
-
-def children() -> list[str]:
-    found = []
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            found += file.read().split()
-    return found
 
 
 def test_streams_talk_with_the_program(run: Run, target: Running) -> None:
@@ -465,7 +425,7 @@ def test_a_cancelled_wait_leaves_the_program_alone(run: Run, target: Running) ->
 def test_a_process_that_nobody_waits_for_is_reaped(run: Run, target: Running) -> None:
     async def main() -> None:
         process = await aio.spawn_in(target.pid, ["true"])
-        pid = str(process.pid)
+        pid = process.pid
         del process
         while pid in children():
             await asyncio.sleep(0.001)
@@ -494,7 +454,7 @@ def test_the_transport_closes_as_asyncios_does(run: Run, target: Running) -> Non
 def test_an_exec_that_is_held_up_does_not_hold_up_the_loop(run: Run, target: Running, held: Held) -> None:
     async def main() -> None:
         task = asyncio.ensure_future(aio.run_in(target.pid, [held.path], namespaces=NO_MNT))
-        await held.reached()
+        await reached()
         other = await aio.run_in(target.pid, ["echo", "meanwhile"], stdout=PIPE)
         assert other.stdout == b"meanwhile\n"
         assert not task.done()
@@ -509,7 +469,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(start: Any, run: Run, target: 
     async def main() -> None:
         pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
         task = asyncio.ensure_future(start(target.pid, [held.path], namespaces=NO_MNT, **pipes))
-        await held.reached()
+        await reached()
         before = len(children())
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -524,7 +484,7 @@ def test_a_start_that_is_thrown_away_leaves_nothing(run: Run, target: Running, h
         coroutine = aio.run_in(target.pid, [held.path], namespaces=NO_MNT)
         steps = coroutine.__await__()
         next(steps)
-        await held.reached()
+        await reached()
         steps.close()
 
     run(main())
