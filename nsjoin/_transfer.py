@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("=Bq")  # kind, length of the pickle
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD, unix(7)
 _CHUNK = 1 << 20
+_MSG_CMSG_CLOEXEC = 0x40000000  # PyPy's socket has no name for it
 
 
 class _Pickler(pickle.Pickler):
@@ -139,7 +140,7 @@ def receive(channel: socket.socket) -> Generator[None, None, Message | None]:
 def _receive_head(channel: socket.socket, size: int) -> tuple[bytes, list[int]]:
     # not socket.recv_fds, which does not pass on its flags (Python 3.9 to 3.13)
     room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array("i").itemsize)
-    part, ancillary, _, _ = channel.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    part, ancillary, _, _ = channel.recvmsg(size, room, _MSG_CMSG_CLOEXEC)
     descriptors = array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

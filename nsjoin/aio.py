@@ -302,6 +302,13 @@ def _in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
     return future
 
 
+def _wait_for_end(popen: _Popen) -> None:
+    if hasattr(os, "waitid"):
+        os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)  # and leave the reaping to the loop's thread
+    else:
+        popen.wait()  # PyPy
+
+
 class _Exit:
     """Reaps a program when it has ended, and then calls back."""
 
@@ -313,8 +320,7 @@ class _Exit:
             self.pidfd = _shim.pidfd_open(popen.pid)
         except OSError:  # no pidfds here, no descriptor left, or reaped by somebody else: waitid tells
             self.pidfd = -1
-            wait = functools.partial(os.waitid, os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
-            _in_thread(wait).add_done_callback(self._on_waited)
+            _in_thread(functools.partial(_wait_for_end, popen)).add_done_callback(self._on_waited)
         else:
             loop.add_reader(self.pidfd, self._on_exit)
 

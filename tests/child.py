@@ -29,6 +29,12 @@ def wait_until_ended(pid: int) -> None:
     assert ctypes.CDLL(None).waitid(p_pid, pid, ctypes.create_string_buffer(128), wexited | wnowait) == 0
 
 
+def _wait_for_sigio(seconds: int) -> bool:
+    """Take SIGIO, which is blocked; sigtimedwait(2) by libc, since PyPy's signal has none."""
+    mask = (ctypes.c_ulong * 16)(1 << (signal.SIGIO - 1))
+    return bool(ctypes.CDLL(None).sigtimedwait(mask, None, (ctypes.c_long * 2)(seconds, 0)) == signal.SIGIO)
+
+
 def become_ordinary_user() -> None:
     """As root: become nobody, for good."""
     if IS_ROOT:
@@ -94,7 +100,7 @@ class Held:
 
     def wait(self) -> None:
         """Wait until execve is held. SIGIO has to be blocked, before the thread that spawns is started."""
-        assert signal.sigtimedwait([signal.SIGIO], 30) is not None, "nobody came to execve"
+        assert _wait_for_sigio(30), "nobody came to execve"
 
     def release(self) -> None:
         if self._fd >= 0:
@@ -119,7 +125,7 @@ def held(path: str) -> Iterator[Held]:
         one.release()
     finally:
         one.close()
-        signal.sigtimedwait([signal.SIGIO], 0)
+        _wait_for_sigio(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
 
 
