@@ -302,13 +302,6 @@ def _in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
     return future
 
 
-def _wait_for_end(popen: _Popen) -> None:
-    if hasattr(os, "waitid"):
-        os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)  # and leave the reaping to the loop's thread
-    else:
-        popen.wait()  # PyPy
-
-
 class _Exit:
     """Reaps a program when it has ended, and then calls back."""
 
@@ -320,7 +313,10 @@ class _Exit:
             self.pidfd = _shim.pidfd_open(popen.pid)
         except OSError:  # no pidfds here, no descriptor left, or reaped by somebody else: waitid tells
             self.pidfd = -1
-            _in_thread(functools.partial(_wait_for_end, popen)).add_done_callback(self._on_waited)
+            wait: Callable[[], object] = popen.wait  # PyPy has no waitid; a kill just then may come too late
+            if hasattr(os, "waitid"):  # leaves the zombie to the loop's thread, so that what it kills is the program
+                wait = functools.partial(os.waitid, os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+            _in_thread(wait).add_done_callback(self._on_waited)
         else:
             loop.add_reader(self.pidfd, self._on_exit)
 
@@ -378,10 +374,10 @@ class _Pipe(asyncio.Protocol):
         """Close it now; what has not been written is lost."""
         if self.is_lost:
             return
-        if self.fd == 0:
-            self.transport.abort()
-        else:
+        if self.fd != 0:
             self.transport.close()
+        elif not self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()  # asyncio's does not bear it twice, nor after a close that has nothing to write
 
 
 class _Detached:
@@ -418,7 +414,7 @@ class _Program:
         try:
             await self._popen.finish(deadline)
             if connecting is not None:
-                await asyncio.shield(connecting)
+                await (connecting if connecting.done() else asyncio.shield(connecting))
             self._begin()
         except BaseException as raised:
             self._popen.end()

@@ -125,7 +125,8 @@ def held(path: str) -> Iterator[Held]:
         one.release()
     finally:
         one.close()
-        _wait_for_sigio(0)
+        if signal.SIGIO in signal.sigpending():
+            signal.sigwait([signal.SIGIO])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
 
 

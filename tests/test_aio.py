@@ -38,6 +38,8 @@ MEGABYTE = 1 << 20
 
 def run_in_loop(new_loop: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, Any]) -> Any:
     loop = new_loop()
+    mishaps: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: mishaps.append(context))
     try:
         return loop.run_until_complete(main)
     finally:
@@ -46,6 +48,7 @@ def run_in_loop(new_loop: Callable[[], asyncio.AbstractEventLoop], main: Corouti
         loop.close()
         gc.collect()  # whatever was not closed warns now, within the test
         assert not left
+        assert not mishaps
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,7 +115,7 @@ def held(tmp_path: Path) -> Iterator[Held]:
 
 async def reached() -> None:
     """Wait until execve is held. That the loop goes on meanwhile is what the tests are about."""
-    while signal.sigtimedwait([signal.SIGIO], 0) is None:
+    while signal.SIGIO not in signal.sigpending():
         await asyncio.sleep(0.001)
 
 
