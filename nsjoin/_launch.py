@@ -157,6 +157,11 @@ class Job:
         self.new_session = new_session
         self.process_group = process_group
 
+    @property
+    def leads_group(self) -> bool:
+        """Whether the program leads a process group of its own."""
+        return self.new_session or self.process_group == 0
+
 
 def environment() -> list[bytes]:
     """environ(7) as the C library has it: what a program gets that is given none.
@@ -447,7 +452,7 @@ def _run(job: Job, work: Any, image: int) -> Launch:
         raise  # nothing is left of it
     except BaseException:
         job.pid = 0
-        _abort(work)
+        _abort(work, leads_group=job.leads_group)
         raise
 
 
@@ -515,27 +520,41 @@ def _settle(job: Job, work: Any) -> int:
     raise Failed(At(at), index, number)
 
 
-def _abort(work: Any) -> None:
-    """End what the launch has started. The joiner first: while it lives it may still clone; then what it has cloned."""
+def _abort(work: Any, *, leads_group: bool) -> None:
+    """End what the launch has started. The joiner first: while it lives it may still clone; then what it has cloned.
+
+    ``leads_group``: with its process group. The program may run already, and have children.
+    """
     try:
-        end(work.joiner)
+        end(work.joiner, leads_group=leads_group)
     finally:
-        end(_report(work)[0])
+        end(_report(work)[0], leads_group=leads_group)
 
 
-def end(pid: int) -> None:
+def end(pid: int, *, leads_group: bool = False) -> None:
     """Kill and reap a child of ours; one that hangs in the kernel is reaped by a later launch."""
     if pid <= 0:
         return
     try:
         if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            if leads_group:
+                _kill_group(pid)
             return
     except ChildProcessError:
         return  # not ours any more, so not ours to kill: somebody else has reaped it
     _unreaped.add(pid)
     os.kill(pid, signal.SIGKILL)
+    if leads_group:
+        _kill_group(pid)
     if _reap(pid, _REAP_SECONDS):
         _unreaped.discard(pid)  # another thread's launch may have reaped it meanwhile
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it had not made the group yet, or was its last member
 
 
 def _reap(pid: int, seconds: float | None = None) -> bool:

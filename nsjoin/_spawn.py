@@ -253,7 +253,7 @@ class Popen(subprocess.Popen[AnyStr]):
         try:
             self._finish_start(starting, [given[name] for name in _PIPES])
         except BaseException:
-            end(job.pid)
+            end(job.pid, leads_group=job.leads_group)
             self._child_created = False
             raise
 
