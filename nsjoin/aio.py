@@ -170,7 +170,7 @@ class _Popen(Popen[bytes]):
     def end(self) -> None:
         """Kill and reap at once, without a loop, whether the program runs or not yet."""
         if self._child_created:
-            self.kill()
+            kill(self, self._new_group)
             with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel; subprocess reaps it later
                 self.wait(_REAP_SECONDS)
             return

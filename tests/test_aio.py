@@ -259,6 +259,21 @@ def test_a_cancelled_run_kills_its_group(run: Run, target: Running) -> None:
         wait_until_shut(mouth)
 
 
+def test_kill_group_ends_all_although_the_loop_has_not_noticed_yet_that_it_runs(run: Run, target: Running) -> None:
+    async def main(mouth: Mouth) -> None:
+        command = ["sh", "-c", "sleep 3600 & echo started; wait"]
+        task = asyncio.ensure_future(aio.run_in(target.pid, command, stdout=mouth.fd, kill_group=True))
+        await asyncio.sleep(0)  # launches
+        assert os.read(mouth.read_end, 1000) == b"started\n"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with Mouth() as mouth:
+        run(main(mouth))
+        wait_until_shut(mouth)
+
+
 def test_a_run_may_be_cancelled_at_any_moment(run: Run, target: Running) -> None:
     """Turn by turn of the loop, from before the launch to after the end; the guard sees what is left."""
 
