@@ -235,7 +235,7 @@ class Popen(subprocess.Popen[AnyStr]):
         if not any(keywords.get(name) is not None for name in ("user", "group", "extra_groups")):
             super().__init__(args, *positional, **keywords)
             return
-        if keywords.get("extra_groups") is not None:
+        if not isinstance(keywords.get("extra_groups"), (str, type(None))):
             keywords["extra_groups"] = list(keywords["extra_groups"])  # it is looked into twice
         with _named_ids(self, keywords):
             super().__init__(args, *positional, **keywords)
