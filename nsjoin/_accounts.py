@@ -36,6 +36,19 @@ def numbers(process: Process, keywords: Mapping[str, Any], *, joins_user: bool) 
     return found
 
 
+def check_own_names(keywords: Mapping[str, Any]) -> None:
+    """KeyError for a name that is not ours: subprocess finds out only when it has made pipes, and before Python 3.11 it
+    leaves those open."""
+    import grp
+    import pwd
+
+    if isinstance(keywords.get("user"), str):
+        pwd.getpwnam(keywords["user"])
+    for name in (keywords.get("group"), *(keywords.get("extra_groups") or ())):
+        if isinstance(name, str):
+            grp.getgrnam(name)
+
+
 def _number(process: Process, what: str, name: Any, joins_user: bool) -> Any:
     if not isinstance(name, str):
         return name

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
-from ._accounts import numbers
+from ._accounts import check_own_names, numbers
 from ._launch import Ids, Job, end, environment, wait
 from ._namespace import Namespace
 from ._nstype import select
@@ -285,12 +285,17 @@ def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
     """
     names = (keywords.get("user"), keywords.get("group"), *(keywords.get("extra_groups") or ()))
     target = popen._checked_target
-    if not any(isinstance(name, str) for name in names) or not (popen._wanted is None or MNT in popen._wanted):
+    if not any(isinstance(name, str) for name in names) or isinstance(keywords.get("extra_groups"), str):
+        yield  # an extra_groups that is a str is an error, which subprocess raises
+        return
+    if not (popen._wanted is None or MNT in popen._wanted):
+        check_own_names(keywords)
         yield
         return
     if isinstance(target, tuple):
         if any(not isinstance(member, Namespace) or member.nstype == "mnt" for member in target):
             raise ValueError("a user or group can be named only where the target is a process; give its number")
+        check_own_names(keywords)
         yield
         return
     with OpenTarget(target) as opened:
@@ -299,6 +304,8 @@ def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
         if not opened.process.shares(MNT):
             joins_user = popen._wanted is None or USER in popen._wanted
             keywords.update(numbers(opened.process, keywords, joins_user=joins_user))
+        else:
+            check_own_names(keywords)
         yield
 
 
