@@ -394,7 +394,10 @@ def _take_ids(ids: Ids, step: Callable[..., bool]) -> None:
 
 
 def _exception(exception: BaseException) -> tuple[int, bytes, list[int]]:
-    text = "".join(traceback.format_exception(type(exception), exception, exception.__traceback__))
+    try:
+        text = "".join(traceback.format_exception(type(exception), exception, exception.__traceback__))
+    except (ImportError, LookupError) as refused:  # traceback needs a module that the guard does not let it load
+        text = f"{exception!r} (no traceback: {refused})"
     try:
         exception.__traceback__ = None
         return (_EXCEPTION, *_transfer.dump((exception, text)))

@@ -124,7 +124,16 @@ def prepare() -> None:
 
 
 #: The codecs of host names and file names, and what tracebacks and warnings are shown with.
-_LOADED_LAZILY = ("encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8", "linecache", "traceback")
+_LOADED_LAZILY = (
+    "encodings.ascii",
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.utf_8",
+    "linecache",
+    "traceback",
+    "ast",
+    "unicodedata",
+)
 
 
 def _load_what_python_loads_lazily() -> None:
