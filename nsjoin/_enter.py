@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from contextlib import ContextDecorator, ExitStack
+from functools import lru_cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
@@ -44,6 +45,7 @@ _NO_PIDFD = _shim.NO_SUCH_IOCTL | {errno.EPERM}
 _SUSPENDS = 0x20 | 0x80 | 0x200
 
 _STAY = ffi.typeof("struct nsjoin_stay *")
+_TRIP = ffi.typeof("struct nsjoin_trip *")
 
 _NO_GUARD = object()  # of a stay without mnt
 
@@ -266,15 +268,11 @@ def _process_error(number: int, process: Target, rows: tuple[NsType, ...]) -> Na
 # --- the thread's way in and out ----------------------------------------------------------------------------
 
 
-def _trip(rows: Sequence[NsType], moves: Sequence[tuple[int, int]], root: int = -1) -> CData:
+def _trip(rows: tuple[NsType, ...], moves: Sequence[tuple[int, int]], root: int = -1) -> CData:
     """Save each of ``rows``, then make the moves (descriptor, CLONE_NEW* bits). ``root``: becomes the root with mnt."""
-    if any(row.name == "mnt" for row in rows):
+    if BY_NAME["mnt"] in rows:
         _guard.prepare()
-    trip = ffi.new("struct nsjoin_trip *")
-    trip.n = len(rows)
-    trip.nstypes = [row.flag for row in rows]
-    # of a PID namespace, setns(2) changes what children are born into, and nothing else
-    trip.requests = [row.get_for_children or 0 if row.name == "pid" else row.get for row in rows]
+    trip = ffi.new(_TRIP, _saving(rows)[0])  # a copy
     trip.n_moves = len(moves)
     trip.moves = moves
     trip.root = root
@@ -282,8 +280,19 @@ def _trip(rows: Sequence[NsType], moves: Sequence[tuple[int, int]], root: int = 
     return trip
 
 
+@lru_cache(maxsize=64)
+def _saving(rows: tuple[NsType, ...]) -> CData:
+    """The part of a trip that says what to save."""
+    trip = ffi.new(_TRIP)
+    trip.n = len(rows)
+    trip.nstypes = [row.flag for row in rows]
+    # of a PID namespace, setns(2) changes what children are born into, and nothing else
+    trip.requests = [row.get_for_children or 0 if row.name == "pid" else row.get for row in rows]
+    return trip
+
+
 def _namespace_trip(namespaces: Sequence[Namespace], root: int = -1) -> CData:
-    rows = [BY_NAME[namespace.nstype] for namespace in namespaces]
+    rows = tuple(BY_NAME[namespace.nstype] for namespace in namespaces)
     return _trip(rows, [(namespace.fileno(), row.flag) for namespace, row in zip(namespaces, rows)], root)
 
 
