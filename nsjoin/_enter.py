@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     #: what C keeps, the guard's state before, the watch, the stay around it
     _Stays = tuple[CData, Any, Optional["_Watch"], Optional["_Stays"]]
 
-#: Answers of setns(2) with a pidfd after which the namespaces are joined one by one by their descriptors: an old kernel
-#: (it needs Linux 5.8), a seccomp filter, or a refusal, which then names its namespace.
-_TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
-
 #: Answers that mean: save through /proc. EPERM: a seccomp filter that does not know pidfd_open.
 _NO_PIDFD = _shim.NO_SUCH_IOCTL | {errno.EPERM}
 
@@ -209,7 +205,7 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
                 number = _enter(stay, trip, self._rows)
                 if not number:
                     return
-                if number not in _TRY_DESCRIPTORS:
+                if number not in _shim.TRY_DESCRIPTORS:
                     raise _process_error(number, process, self._rows)
             opened = tuple(stack.enter_context(process.namespace(row.name)) for row in self._rows)
             self._join_namespaces(stay, opened, root)

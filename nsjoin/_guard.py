@@ -118,7 +118,6 @@ def prepare() -> None:
             return
         _load_what_python_loads_lazily()
         _pin_name_service()
-        _foreign.discard(0)
         sys.meta_path.insert(0, _Guard)
         _is_prepared = True
 

@@ -145,7 +145,7 @@ static char *point(char **list, uint32_t n, char *text)
     return text;
 }
 
-/* The vfork child cleared close-on-exec so that these could come through execveat; from here on no program gets them. */
+/* The launcher cleared close-on-exec so that these could come through execveat; from here on no program gets them. */
 static void take_back(plan_t *plan)
 {
     const int32_t *fds = at(plan, plan->lent);

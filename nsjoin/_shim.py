@@ -43,6 +43,10 @@ O_PATH = 0o10000000
 #: What an ioctl answers that the running kernel, or a seccomp filter, does not know.
 NO_SUCH_IOCTL = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
+#: What setns(2) with a pidfd answers where the namespaces' descriptors may still do, one by one: an old kernel (it
+#: needs Linux 5.8), a seccomp filter, an owner who has to be entered first. They also tell which namespace it was.
+TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
+
 
 def check(result: int) -> int:
     """Return ``result``, or raise the OSError that a negative one stands for."""

@@ -38,10 +38,6 @@ if TYPE_CHECKING:
         def launch(self) -> Launch: ...
 
 
-#: Answers of setns(2) with a pidfd after which descriptors may still do: an old kernel (5.8 has it), a seccomp filter,
-#: an owner who has to be entered first. They also tell which namespace it was.
-_TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
-
 MNT, PID, USER = BY_NAME["mnt"], BY_NAME["pid"], BY_NAME["user"]
 
 #: To join one's own user namespace is EINVAL for all of the call, one's own mnt moves root and working directory.
@@ -79,7 +75,7 @@ def _start_by_process(
         try:
             return (yield from _launch(job, target, rows, steps, fork))
         except Failed as failed:
-            if failed.at != At.JOIN or failed.errno not in _TRY_DESCRIPTORS:
+            if failed.at != At.JOIN or failed.errno not in _shim.TRY_DESCRIPTORS:
                 raise
     rows = _differing(process, wanted)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""``spawn_in`` and ``run_in`` for asyncio. The loop's thread starts the program, and nobody waits in a thread.
+"""``spawn_in``, ``run_in`` and ``call_in`` for asyncio: the loop's thread starts, and nobody waits in a thread.
 
 The start belongs to the loop's thread, so that "the caller's namespaces" are those of the code that calls. It takes
 what a vfork takes; the rest, until exec, is a descriptor that the loop watches, since something inside may hold the

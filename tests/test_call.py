@@ -301,9 +301,15 @@ def test_the_loop_goes_on_while_it_waits(target):
 
 
 def test_cancellation_and_timeout_kill_the_child(target):
+    read, write = os.pipe()
+
+    def pause():
+        os.write(write, b"inside")
+        signal.pause()
+
     async def main():
-        call = asyncio.ensure_future(nsjoin.aio.call_in(target.pid, signal.pause))
-        await asyncio.sleep(0.2)
+        call = asyncio.ensure_future(nsjoin.aio.call_in(target.pid, pause))
+        assert await asyncio.get_running_loop().run_in_executor(None, os.read, read, 10) == b"inside"
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -313,6 +319,8 @@ def test_cancellation_and_timeout_kill_the_child(target):
             await nsjoin.aio.call_in(target.pid, lambda: 1 / 0)
 
     asyncio.run(main())
+    os.close(read)
+    os.close(write)
 
 
 def test_a_loop_can_be_run_inside(target):
