@@ -10,7 +10,7 @@ from ._enter import enter
 from ._namespace import Namespace, NamespaceId
 from ._run import run_in
 from ._spawn import Popen, spawn_in
-from ._target import Target
+from ._target import TARGET, Target
 from .exceptions import (
     CallDiedError,
     CallError,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .futures import NamespaceExecutor
 
 __all__ = [
+    "TARGET",
     "CallDiedError",
     "CallError",
     "CallExitError",

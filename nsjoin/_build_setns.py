@@ -82,7 +82,7 @@ ffibuilder.set_source(
     "nsjoin._setns",
     '#include "_setns.h"\n#include <unistd.h>\n',
     sources=["nsjoin/_setns.c"],
-    depends=["nsjoin/_setns.h", "nsjoin/_joiner.c"],
+    depends=["nsjoin/_setns.h", "nsjoin/_syscalls.h", "nsjoin/_joiner.c"],
     include_dirs=["nsjoin"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=["-std=gnu11", "-O2"],

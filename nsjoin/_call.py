@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _guard, _shim, _transfer
-from ._launch import At, Expired, Failed, Ids, end, home, wait
+from ._launch import NO_ATTRIBUTES, At, Expired, Failed, Ids, end, home, wait
 from ._nstype import BY_NAME
 from ._nstype import select as select_types
 from ._plan import AGAIN, TRY, Step
@@ -28,7 +28,7 @@ from .exceptions import CallDiedError, CallError, CallExitError, CallResultError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from ._launch import Launch
+    from ._launch import Cgroup, Launch
     from ._setns import CData
     from ._target import TargetLike
 
@@ -109,6 +109,9 @@ class _Call:
         self.go_home = False
         self.root = -1
         self.ids = Ids()
+        self.attributes = NO_ATTRIBUTES  # the child stays as it is in all but its namespaces and ids
+        self.check_cwd = False
+        self.born_in: Cgroup | None = None
         self.allow_imports = allow_imports
         self._func = func
         self._args = args
@@ -388,9 +391,9 @@ def _take_ids(ids: Ids, step: Callable[..., bool]) -> None:
         step(At.GROUPS, 0, lambda: os.setgroups([]), errno.EPERM)
     gid, uid = ids.gid, ids.uid
     if gid is not None:
-        step(At.IDS, 1, lambda: os.setresgid(gid, gid, gid), errno.EINVAL if ids.try_gid else 0)
+        step(At.IDS, 1, lambda: os.setresgid(*gid), errno.EINVAL if ids.try_gid else 0)
     if uid is not None:
-        step(At.IDS, 2, lambda: os.setresuid(uid, uid, uid), errno.EINVAL if ids.try_uid else 0)
+        step(At.IDS, 2, lambda: os.setresuid(*uid), errno.EINVAL if ids.try_uid else 0)
 
 
 def _exception(exception: BaseException) -> tuple[int, bytes, list[int]]:

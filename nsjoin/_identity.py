@@ -1,38 +1,95 @@
-"""Who the program runs as after a user namespace has been joined: 0 where it is mapped, else the target's own id.
+"""Who the program runs as: the target's own ids where the caller asks for them; else, once a user namespace has been
+joined, 0 where that is mapped there, or the target's own.
 
 Without an id that is mapped there, execve(2) drops every capability that joining has given.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import _shim
 from ._launch import Ids
+from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._process import Process
 
 
-def inside(ids: Ids, process: Process | None) -> Ids:
-    """``ids`` completed for the user namespace of ``process``; None: one that is known by a descriptor only."""
-    uid, try_uid = (ids.uid, False) if ids.uid is not None else _default(process, "uid_map", "Uid:")
-    gid, try_gid = (ids.gid, False) if ids.gid is not None else _default(process, "gid_map", "Gid:")
-    return Ids(uid, gid, ids.groups, drop_groups=ids.groups is None, try_uid=try_uid, try_gid=try_gid)
+class _Map(NamedTuple):
+    """A uid_map or gid_map as we see it: ranges of (inside, outside, count). user_namespaces(7)."""
+
+    name: str
+    ranges: list[tuple[int, ...]]
+    process: Process
+
+    @classmethod
+    def of(cls, process: Process, name: str) -> _Map:
+        return cls(name, [tuple(map(int, line.split())) for line in process.read_proc(name).splitlines()], process)
+
+    def inside(self, id_: int) -> int | None:
+        """An id as we see it, like those in /proc/PID/status, as it is called in there; None: it is not mapped."""
+        mapped = (inside + id_ - outside for inside, outside, count in self.ranges if outside <= id_ < outside + count)
+        return next(mapped, None)
+
+    def has_root(self) -> bool:
+        return any(inside == 0 and count for inside, _, count in self.ranges)
+
+    def all_inside(self, ids: Sequence[int]) -> Any:
+        found = tuple(self.inside(id_) for id_ in ids)
+        if None not in found:
+            return found
+        number = ids[found.index(None)]
+        reason = f"id {number} of {self.process.words()} is not mapped in its {self.name}"
+        raise error(JoinError, errno.EINVAL, "setresuid", target=self.process.words(), reason=reason)
 
 
-def _default(process: Process | None, map_name: str, label: str) -> tuple[int | None, bool]:
-    """The id, and whether it is only a guess since the map cannot be read."""
+def resolve(ids: Ids, process: Process | None, *, joins_user: bool) -> Ids:
+    """``ids`` as the joiner sets them. ``joins_user``: in the user namespace of ``process``, or None for one that is
+    known by a descriptor only. JoinError for an id of the target that is not mapped there."""
+    if ids.theirs is not None and process is not None:
+        ids = _taken(ids, process, joins_user)
+    return _completed(ids, process) if joins_user else ids
+
+
+def _taken(ids: Ids, process: Process, joins_user: bool) -> Ids:
+    uids, gids, groups = ids.theirs or (None, None, None)
+    if uids is not None and uids != os.getresuid():
+        ids = ids._replace(uid=_Map.of(process, "uid_map").all_inside(uids) if joins_user else uids)
+    if gids is not None and gids != os.getresgid():
+        ids = ids._replace(gid=_Map.of(process, "gid_map").all_inside(gids) if joins_user else gids)
+    if groups is None or sorted(groups) == sorted(os.getgroups()):
+        return ids
+    if _shim.may_set_groups():  # before the joins: the target's user namespace may deny setgroups(2)
+        return ids._replace(groups=groups, groups_first=True)
+    return ids._replace(groups=_Map.of(process, "gid_map").all_inside(groups) if joins_user else groups)
+
+
+def _completed(ids: Ids, process: Process | None) -> Ids:
+    """What nobody has asked for, in another user namespace. Ids of the target that are ours too stay as they are."""
+    theirs = ids.theirs or (None, None, None)
+    if ids.uid is None and theirs[0] is None:
+        uid, is_guess = _default(process, "uid_map", "Uid:")
+        ids = ids._replace(uid=uid, try_uid=is_guess)
+    if ids.gid is None and theirs[1] is None:
+        gid, is_guess = _default(process, "gid_map", "Gid:")
+        ids = ids._replace(gid=gid, try_gid=is_guess)
+    return ids._replace(drop_groups=ids.groups is None and theirs[2] is None)
+
+
+def _default(process: Process | None, map_name: str, label: str) -> tuple[tuple[int, int, int] | None, bool]:
+    """The id, thrice, and whether it is only a guess since the map cannot be read."""
     if process is None:
-        return 0, True
+        return (0, 0, 0), True
     try:
-        lines = process.read_proc(map_name).splitlines()
+        ids = _Map.of(process, map_name)
         status = process.read_proc("status").splitlines()
     except OSError:  # no /proc here, or one that hides the process
-        return 0, True
+        return (0, 0, 0), True
     own = next(int(line.split()[1]) for line in status if line.startswith(label))
-    ranges = [tuple(map(int, line.split())) for line in lines]
-    if any(inside == 0 and count for inside, _, count in ranges):
-        return 0, False
-    # the middle column of the map is as we see it, like the ids in status: user_namespaces(7)
-    mapped = (inside + own - outside for inside, outside, count in ranges if outside <= own < outside + count)
-    return next(mapped, None), False
+    id_ = 0 if ids.has_root() else ids.inside(own)
+    return None if id_ is None else (id_, id_, id_), False

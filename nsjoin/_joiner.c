@@ -5,102 +5,15 @@
  * nothing of the caller (memory, dumpable flag, signal handlers, executable) is ever inside the target: between the first
  * setns and execve, whatever can see this process sees only what is in this file.
  *
- * No libc: raw system calls, no allocation, no string is built, nothing is parsed but the number of the plan's
- * descriptor. On machines without stubs below, the same source is built against libc (NSJOIN_HOSTED).
+ * No libc: raw system calls (_syscalls.h), and nothing is parsed but the number of the plan's descriptor and, where it is
+ * the target's, the environment.
  *
  * What may be called after the clone in finish(): system calls only. The child runs in the joiner's memory and on its
  * stack while the joiner is suspended (CLONE_VM | CLONE_VFORK), so it never returns from there, and the joiner
  * needs nothing of its stack afterwards.
  */
 #include "_setns.h"
-#include <errno.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-
-#ifndef __NR_close_range
-#define __NR_close_range 436
-#endif
-
-/* Constants of the kernel's ABI that need headers which musl and old glibc lack. */
-enum {
-    K_SIG_BLOCK_SIZE = 8, K_SIG_SETMASK = 2, K_SIGPIPE = 13, K_SIGCHLD = 17, K_SIGXFSZ = 25,
-    K_CLONE_VM = 0x100, K_CLONE_VFORK = 0x4000, K_CLONE_PARENT = 0x8000, K_CLONE_PARENT_SETTID = 0x100000,
-    K_F_SETFD = 2, K_FD_CLOEXEC = 1, K_F_DUPFD_CLOEXEC = 1030,
-    K_PROT_READ_WRITE = 3, K_MAP_SHARED = 1, K_RLIMIT_NOFILE = 7
-};
-
-#if defined(NSJOIN_HOSTED)
-
-#include <sched.h>
-#include <signal.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-static long sys(long number, long a, long b, long c, long d, long e)
-{
-    long result = syscall(number, a, b, c, d, e);
-    return result == -1 ? -errno : result;
-}
-
-#elif defined(__x86_64__)
-
-static inline long sys(long number, long a, long b, long c, long d, long e)
-{
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    register long r9 __asm__("r9") = 0; /* the sixth argument: the offset of mmap, 0 wherever it is read */
-    __asm__ volatile("syscall" : "+a"(number) : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return number;
-}
-
-__asm__(".text\n.globl _start\n_start:\n"
-        "xor %ebp, %ebp\n"
-        "mov %rsp, %rdi\n"
-        "and $-16, %rsp\n"
-        "call nsjoin_start\n");
-
-#elif defined(__aarch64__)
-
-static inline long sys(long number, long a, long b, long c, long d, long e)
-{
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-    register long x5 __asm__("x5") = 0;
-    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-    return x0;
-}
-
-__asm__(".text\n.globl _start\n_start:\n"
-        "mov x29, #0\n"
-        "mov x30, #0\n"
-        "mov x0, sp\n"
-        "bl nsjoin_start\n");
-
-#else
-#error "no system-call stub for this machine: build with -DNSJOIN_HOSTED"
-#endif
-
-/* Named by the man page, so that the code below reads as one. */
-#define SYS5(name, a, b, c, d, e) sys(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e))
-#define SYS3(name, a, b, c) SYS5(name, a, b, c, 0, 0)
-#define SYS1(name, a) SYS5(name, a, 0, 0, 0, 0)
-
-/* On 32-bit machines the plain names are the calls with 16-bit ids. */
-#ifdef __NR_setresuid32
-#define SET_UID(uid) SYS3(setresuid32, uid, uid, uid)
-#define SET_GID(gid) SYS3(setresgid32, gid, gid, gid)
-#define SET_GROUPS(n, groups) SYS3(setgroups32, n, groups, 0)
-#else
-#define SET_UID(uid) SYS3(setresuid, uid, uid, uid)
-#define SET_GID(gid) SYS3(setresgid, gid, gid, gid)
-#define SET_GROUPS(n, groups) SYS3(setgroups, n, groups, 0)
-#endif
+#include "_syscalls.h"
 
 typedef struct nsjoin_plan plan_t;
 
@@ -131,6 +44,14 @@ static void must(plan_t *plan, long result)
 static void *at(plan_t *plan, uint32_t offset)
 {
     return (char *)plan + offset;
+}
+
+static long number(const char *digit)
+{
+    long value = 0;
+    for (; *digit; digit++)
+        value = value * 10 + (*digit - '0');
+    return value;
 }
 
 /* Points a list of n at the strings that begin at text; returns where the next string begins. */
@@ -175,28 +96,123 @@ static void stdio(plan_t *plan)
     }
 }
 
-static void close_between(unsigned int first, unsigned int last)
+/* The environment of another process, read here and not in the caller: pages of its memory may be of a file that never
+ * answers, and this process can be killed. */
+static void read_environment(plan_t *plan)
 {
-    if (first > last || SYS3(close_range, first, last, 0) == 0)
-        return;
-    /* ENOSYS before Linux 5.9, EPERM in a seccomp filter. No /proc here, so up to the limit. */
+    enum { ROOM = 6 << 20 }; /* more than this execve takes from nobody */
+    long used = 0, got, n = 1;
+    begin(plan, NSJOIN_STEP_ENV);
+    char *text = map(ROOM, 0, -1);
+    must(plan, text ? 0 : -ENOMEM);
+    while ((got = SYS3(read, plan->environ, text + used, ROOM - 1 - used)) > 0)
+        used += got;
+    must(plan, got < 0 ? got : used == ROOM - 1 ? -E2BIG : 0);
+    for (long i = 0; i < used; i++)
+        n += !text[i];
+    char **entry = map((n + 1) * (long)sizeof *entry, 0, -1);
+    must(plan, entry ? 0 : -ENOMEM);
+    plan->envp = (uintptr_t)entry;
+    for (char *next = text; next < text + used;) { /* a process may have taken the last NUL away; behind it are more */
+        if (*next)
+            *entry++ = next;
+        while (*next++)
+            ;
+    }
+    SYS1(close, plan->environ);
+}
+
+/* "0" is the process that writes: cgroups(7). Here, since the caller's credentials are needed, and its descriptors. */
+static void enter_cgroups(plan_t *plan)
+{
+    const int32_t *files = at(plan, plan->cgroups);
+    begin(plan, NSJOIN_STEP_CGROUP);
+    for (uint32_t i = 0; i < plan->n_cgroups; i++) {
+        plan->index = (int32_t)i;
+        must(plan, SYS3(write, files[i], "0", 1));
+        SYS1(close, files[i]);
+    }
+}
+
+/* In the /proc that was here before the joins. A file that somebody has mounted over the one meant is not taken. */
+static void tell_proc(plan_t *plan, const char *name, const char *text)
+{
+    static const struct k_open_how how = {O_WRONLY | O_CLOEXEC | O_NONBLOCK, 0, K_RESOLVE_NO_XDEV | K_RESOLVE_NO_MAGICLINKS};
+    long length = 0;
+    long fd = SYS5(openat2, plan->proc, name, &how, sizeof how, 0);
+    if (fd == -ENOSYS || fd == -EPERM) /* before Linux 5.6; a seccomp filter */
+        fd = SYS5(openat, plan->proc, name, O_WRONLY | O_CLOEXEC | O_NONBLOCK, 0, 0);
+    must(plan, fd);
+    while (text[length])
+        length++;
+    must(plan, SYS3(write, fd, text, length));
+    SYS1(close, fd);
+}
+
+static void open_proc(plan_t *plan)
+{
+    begin(plan, NSJOIN_STEP_OOM_SCORE_ADJ);
+    long fd = SYS5(openat, K_AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0);
+    must(plan, fd);
+    plan->proc = (int32_t)fd;
+}
+
+static int is_kept(plan_t *plan, long fd)
+{
+    const int32_t *keep = at(plan, plan->keep);
+    for (uint32_t i = 0; i < plan->n_keep; i++)
+        if (keep[i] == fd)
+            return 1;
+    return fd < 3;
+}
+
+/* Every descriptor that /proc lists, which no limit hides: 0, or -errno. */
+static long close_listed(plan_t *plan)
+{
+    char buffer[1024] __attribute__((aligned(8)));
+    long got;
+    long list = SYS5(openat, K_AT_FDCWD, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0);
+    if (list < 0)
+        return list;
+    while ((got = SYS3(getdents64, list, buffer, sizeof buffer)) > 0) {
+        for (long at = 0; at < got; at += ((struct k_dirent *)(buffer + at))->length) {
+            const char *digit = ((struct k_dirent *)(buffer + at))->name;
+            if (*digit == '.')
+                continue;
+            long fd = number(digit);
+            if (fd != list && !is_kept(plan, fd))
+                SYS1(close, fd);
+        }
+    }
+    SYS1(close, list);
+    return got;
+}
+
+static void close_up_to_limit(plan_t *plan)
+{
     struct { uint64_t soft, hard; } limit;
-    if (SYS5(prlimit64, 0, K_RLIMIT_NOFILE, 0, &limit, 0) == 0 && last >= limit.soft)
-        last = (unsigned int)limit.soft;
-    for (unsigned int fd = first; fd <= last; fd++)
-        SYS1(close, fd);
+    must(plan, SYS5(prlimit64, 0, K_RLIMIT_NOFILE, 0, &limit, 0));
+    for (long fd = 3; (uint64_t)fd < limit.soft; fd++)
+        if (!is_kept(plan, fd))
+            SYS1(close, fd);
 }
 
 static void close_descriptors(plan_t *plan)
 {
     const int32_t *keep = at(plan, plan->keep);
     unsigned int first = 3;
+    long result = 0;
     begin(plan, NSJOIN_STEP_CLOSE);
-    for (uint32_t i = 0; i < plan->n_keep; i++) {
-        close_between(first, (unsigned int)keep[i] - 1);
+    for (uint32_t i = 0; i < plan->n_keep && result == 0; i++) {
+        if (first < (unsigned int)keep[i])
+            result = SYS3(close_range, first, (unsigned int)keep[i] - 1, 0);
         first = (unsigned int)keep[i] + 1;
     }
-    close_between(first, ~0u);
+    if (result == 0)
+        result = SYS3(close_range, first, ~0u, 0);
+    /* ENOSYS before Linux 5.9, EPERM in a seccomp filter; and there may be no /proc here */
+    if (result < 0 && close_listed(plan) < 0)
+        close_up_to_limit(plan);
 }
 
 /* Before a user namespace is joined, this works for root; after it, where the namespace's /proc/PID/setgroups allows. */
@@ -206,6 +222,12 @@ static void drop_groups(plan_t *plan)
     long result = SET_GROUPS(0, 0);
     if (result < 0 && result != -EPERM)
         fail(plan, result);
+}
+
+static void set_groups_first(plan_t *plan)
+{
+    begin(plan, NSJOIN_STEP_GROUPS);
+    must(plan, SET_GROUPS(plan->n_groups, at(plan, plan->groups)));
 }
 
 static void join(plan_t *plan)
@@ -234,6 +256,85 @@ static void change_root(plan_t *plan)
     must(plan, SYS1(chroot, here));
 }
 
+/* runc's CVE-2024-21626: a directory of ours, by a descriptor that leaked or a link in /proc, is no way out. */
+static void check_cwd(plan_t *plan)
+{
+    char path[K_PATH_MAX];
+    must(plan, SYS3(getcwd, path, sizeof path, 0));
+    if (path[0] != '/') /* "(unreachable)": getcwd(2), Linux 2.6.36 */
+        fail(plan, -EXDEV);
+}
+
+static void change_cwd(plan_t *plan)
+{
+    begin(plan, NSJOIN_STEP_CWD);
+    if (plan->cwd)
+        must(plan, SYS1(chdir, at(plan, plan->cwd)));
+    else if (plan->cwd_fd >= 0)
+        must(plan, SYS1(fchdir, plan->cwd_fd));
+    if (plan->flags & NSJOIN_CHECK_CWD)
+        check_cwd(plan);
+}
+
+static long get_capabilities(struct k_cap_data data[2])
+{
+    struct k_cap_header head = {K_CAPABILITY_VERSION_3, 0};
+    return SYS3(capget, &head, data, 0);
+}
+
+static long set_capabilities(uint64_t effective, uint64_t permitted, uint64_t inheritable)
+{
+    struct k_cap_header head = {K_CAPABILITY_VERSION_3, 0};
+    const struct k_cap_data data[2] = {
+        {(uint32_t)effective, (uint32_t)permitted, (uint32_t)inheritable},
+        {(uint32_t)(effective >> 32), (uint32_t)(permitted >> 32), (uint32_t)(inheritable >> 32)},
+    };
+    return SYS3(capset, &head, data, 0);
+}
+
+/* What needs CAP_SETPCAP, which a change of ids may take away. Nothing can be added to the bounding set: capabilities(7).
+ * The inheritable set first, since it may hold what the bounding set does not. */
+static void bound_capabilities(plan_t *plan)
+{
+    struct k_cap_data now[2];
+    begin(plan, NSJOIN_STEP_BOUNDING);
+    plan->index = -1;
+    must(plan, get_capabilities(now));
+    must(plan, set_capabilities(now[0].effective | (uint64_t)now[1].effective << 32,
+                                now[0].permitted | (uint64_t)now[1].permitted << 32, plan->inheritable));
+    for (int32_t i = 0; i < 64; i++) {
+        long have = SYS5(prctl, PR_CAPBSET_READ, i, 0, 0, 0);
+        if (have < 0) /* EINVAL: behind the last one that the kernel knows */
+            break;
+        long wanted = (long)(plan->bounding >> i & 1);
+        plan->index = i;
+        if (have != wanted)
+            must(plan, wanted ? -EPERM : SYS5(prctl, PR_CAPBSET_DROP, i, 0, 0, 0));
+    }
+    plan->index = -1;
+    must(plan, SYS5(prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0)); /* until exec: what is permitted outlasts a change of ids */
+}
+
+static void become_capable(plan_t *plan)
+{
+    struct k_cap_data now[2];
+    begin(plan, NSJOIN_STEP_CAPABILITIES);
+    plan->index = -1;
+    must(plan, get_capabilities(now));
+    uint64_t missing = plan->permitted & ~(now[0].permitted | (uint64_t)now[1].permitted << 32);
+    for (int32_t i = 0; i < 64 && missing; i++) {
+        plan->index = i;
+        must(plan, missing >> i & 1 ? -EPERM : 0);
+    }
+    must(plan, set_capabilities(plan->effective, plan->permitted, plan->inheritable));
+    must(plan, SYS5(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
+    for (int32_t i = 0; i < 64; i++) {
+        plan->index = i;
+        if (plan->ambient >> i & 1)
+            must(plan, SYS5(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, i, 0, 0));
+    }
+}
+
 static void set_id(plan_t *plan, long result, uint32_t try)
 {
     if (result != -EINVAL || !(plan->flags & try))
@@ -247,10 +348,10 @@ static void set_ids(plan_t *plan)
         must(plan, SET_GROUPS(plan->n_groups, at(plan, plan->groups)));
     plan->index = 1;
     if (plan->flags & NSJOIN_SETGID)
-        set_id(plan, SET_GID(plan->gid), NSJOIN_TRY_GID);
+        set_id(plan, SET_GIDS(plan->gids), NSJOIN_TRY_GID);
     plan->index = 2;
     if (plan->flags & NSJOIN_SETUID)
-        set_id(plan, SET_UID(plan->uid), NSJOIN_TRY_UID);
+        set_id(plan, SET_UIDS(plan->uids), NSJOIN_TRY_UID);
 }
 
 static void default_signal(plan_t *plan, long number)
@@ -263,7 +364,52 @@ static void default_signal(plan_t *plan, long number)
 #endif
 }
 
-/* The process that becomes the program: session, signals, exec. Which error wins is _posixsubprocess's rule. */
+struct attempt { char **argv, **envp; long first, last; };
+
+/* Which error wins is _posixsubprocess's rule. */
+static void execute(struct attempt *attempt, const char *file)
+{
+    attempt->last = SYS3(execve, file, attempt->argv, attempt->envp);
+    if (attempt->first == 0 && attempt->last != -ENOENT && attempt->last != -ENOTDIR)
+        attempt->first = attempt->last;
+}
+
+/* Behind "PATH=" of an environment, or what os.defpath says. */
+static const char *path_of(char **envp)
+{
+    static const char name[] = "PATH=";
+    for (; *envp; envp++) {
+        int i = 0;
+        while (name[i] && (*envp)[i] == name[i])
+            i++;
+        if (!name[i])
+            return *envp + i;
+    }
+    return "/bin:/usr/bin";
+}
+
+static void search(struct attempt *attempt, const char *name)
+{
+    char file[K_PATH_MAX];
+    const char *path = path_of(attempt->envp);
+    for (;; path++) {
+        unsigned int length = 0;
+        for (; *path && *path != ':'; path++)
+            if (length < sizeof file - 1)
+                file[length++] = *path;
+        if (length && length < sizeof file - 1 && file[length - 1] != '/')
+            file[length++] = '/';
+        for (const char *from = name; *from && length < sizeof file - 1; from++)
+            file[length++] = *from;
+        file[length] = 0;
+        if (length < sizeof file - 1) /* else it is too long to be a file's name */
+            execute(attempt, file);
+        if (!*path)
+            return;
+    }
+}
+
+/* The process that becomes the program: session, signals, exec. */
 static void become(plan_t *plan)
 {
     begin(plan, NSJOIN_STEP_SESSION);
@@ -275,34 +421,40 @@ static void become(plan_t *plan)
         default_signal(plan, K_SIGPIPE);
         default_signal(plan, K_SIGXFSZ);
     }
+    if (plan->lsm_label) {
+        begin(plan, NSJOIN_STEP_LSM_LABEL);
+        tell_proc(plan, "self/attr/exec", at(plan, plan->lsm_label));
+    }
     char **files = at(plan, plan->tables);
     char **argv = files + plan->n_files + 1;
     char **envp = argv + plan->n_argv + 1;
     point(envp, plan->n_envp, point(argv, plan->n_argv, point(files, plan->n_files, at(plan, plan->text))));
-    long first = 0, last = -ENOENT;
+    struct attempt attempt = {argv, plan->envp ? (char **)(uintptr_t)plan->envp : envp, 0, -ENOENT};
     begin(plan, NSJOIN_STEP_EXEC);
     /* last of all: a signal that is pending for this process may end it here, as it may any program */
     SYS5(rt_sigprocmask, K_SIG_SETMASK, &plan->sigmask, 0, K_SIG_BLOCK_SIZE, 0);
     for (int32_t i = 0; files[i]; i++) {
-        last = SYS3(execve, files[i], argv, envp);
-        if (first == 0 && last != -ENOENT && last != -ENOTDIR)
-            first = last;
+        if (plan->flags & NSJOIN_SEARCH)
+            search(&attempt, files[i]);
+        else
+            execute(&attempt, files[i]);
     }
-    fail(plan, first ? first : last);
+    fail(plan, attempt.first ? attempt.first : attempt.last);
 }
 
 /* Only a child is born in the PID namespace that setns named. CLONE_PARENT makes it the caller's child and not ours; the
  * kernel writes its pid, as the caller sees it, into the report before the child runs, so that it is never lost. */
 static void bear(plan_t *plan)
 {
-    const long flags = K_CLONE_VM | K_CLONE_VFORK | K_CLONE_PARENT | K_CLONE_PARENT_SETTID | K_SIGCHLD;
+    const long flags = SUSPENDED | K_CLONE_PARENT | K_CLONE_PARENT_SETTID;
     begin(plan, NSJOIN_STEP_CLONE);
-#ifdef NSJOIN_HOSTED
-    (void)flags;
-    long child = sys(__NR_clone, K_CLONE_PARENT | K_CLONE_PARENT_SETTID | K_SIGCHLD, 0, (long)&plan->pid, 0, 0);
-#else
-    long child = SYS5(clone, flags, 0, &plan->pid, 0, 0);
-#endif
+    /* clone3 wants no signal with CLONE_PARENT: it is the one that this process itself sends to the caller */
+    const struct k_clone_args args = {
+        .flags = (uint64_t)flags | K_CLONE_INTO_CGROUP,
+        .parent_tid = (uintptr_t)&plan->pid,
+        .cgroup = (uint64_t)plan->cgroup,
+    };
+    long child = plan->cgroup >= 0 ? SYS3(clone3, &args, sizeof args, 0) : CLONE(flags | K_SIGCHLD, &plan->pid);
     if (child == 0)
         become(plan);
     must(plan, child);
@@ -316,29 +468,66 @@ static void hide(plan_t *plan)
     must(plan, SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
-static void carry_out(plan_t *plan)
+/* All that needs what is still ours: descriptors, /proc, groups. */
+static void prepare(plan_t *plan)
 {
     take_back(plan);
     stdio(plan);
+    if (plan->environ >= 0)
+        read_environment(plan);
+    if (plan->n_cgroups)
+        enter_cgroups(plan);
     if (plan->flags & NSJOIN_CLOSE_FDS)
         close_descriptors(plan);
+    if (plan->oom_score_adj || plan->lsm_label)
+        open_proc(plan);
+    if (plan->oom_score_adj)
+        tell_proc(plan, "self/oom_score_adj", at(plan, plan->oom_score_adj));
+    if (plan->flags & NSJOIN_GROUPS_FIRST)
+        set_groups_first(plan);
     if (plan->flags & NSJOIN_DROP_GROUPS)
         drop_groups(plan);
-    join(plan);
-    hide(plan);
+}
+
+/* Where in the target. New namespaces after root and cwd: what a new mount namespace copies is where one is. */
+static void settle(plan_t *plan)
+{
     if (plan->root >= 0)
         change_root(plan);
-    if (plan->cwd) {
-        begin(plan, NSJOIN_STEP_CWD);
-        must(plan, SYS1(chdir, at(plan, plan->cwd)));
+    change_cwd(plan);
+    if (plan->unshare) {
+        begin(plan, NSJOIN_STEP_UNSHARE);
+        must(plan, SYS1(unshare, plan->unshare));
     }
     if (plan->flags & NSJOIN_UMASK) {
         begin(plan, NSJOIN_STEP_UMASK);
         SYS1(umask, plan->umask);
     }
+}
+
+/* As whom. */
+static void set_credentials(plan_t *plan)
+{
     if (plan->flags & NSJOIN_DROP_GROUPS)
         drop_groups(plan);
+    if (plan->flags & NSJOIN_CAPABILITIES)
+        bound_capabilities(plan);
     set_ids(plan);
+    if (plan->flags & NSJOIN_CAPABILITIES)
+        become_capable(plan);
+    if (plan->flags & NSJOIN_NO_NEW_PRIVS) {
+        begin(plan, NSJOIN_STEP_NO_NEW_PRIVS);
+        must(plan, SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    }
+}
+
+static void carry_out(plan_t *plan)
+{
+    prepare(plan);
+    join(plan);
+    hide(plan);
+    settle(plan);
+    set_credentials(plan);
     hide(plan);
     if (plan->flags & NSJOIN_FORK)
         bear(plan);
@@ -350,25 +539,16 @@ static plan_t *map_plan(long fd)
     plan_t head;
     if (SYS3(read, fd, &head, sizeof head) != (long)sizeof head)
         leave();
-#ifdef NSJOIN_HOSTED
-    void *plan = mmap(0, head.size, K_PROT_READ_WRITE, K_MAP_SHARED, (int)fd, 0);
-    if (plan == MAP_FAILED)
+    plan_t *plan = map(head.size, 1, fd);
+    if (!plan)
         leave();
-#else
-    long plan = SYS5(mmap, 0, head.size, K_PROT_READ_WRITE, K_MAP_SHARED, fd);
-    if (plan < 0 && plan > -4096)
-        leave();
-#endif
-    return (plan_t *)plan;
+    return plan;
 }
 
 /* argv is {name, number of the plan's descriptor, NULL}. */
 static void start(char **argv)
 {
-    long fd = 0;
-    for (const char *digit = argv[1]; *digit; digit++)
-        fd = fd * 10 + (*digit - '0');
-    plan_t *plan = map_plan(fd);
+    plan_t *plan = map_plan(number(argv[1]));
     begin(plan, NSJOIN_STEP_PLAN);
     hide(plan);
     carry_out(plan);

@@ -6,7 +6,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import IO, Any, Union
 
-from typing_extensions import TypeAlias, TypedDict
+from typing_extensions import Literal, TypeAlias, TypedDict
+
+from ._target import AsTarget
 
 StrOrBytesPath: TypeAlias = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 Command: TypeAlias = Union[StrOrBytesPath, Sequence[StrOrBytesPath]]
@@ -14,24 +16,34 @@ File: TypeAlias = Union[int, IO[Any], None]
 Env: TypeAlias = Union[Mapping[bytes, StrOrBytesPath], Mapping[str, StrOrBytesPath]]
 
 
+#: What ``nsjoin.TARGET`` is.
+AsTheTarget: TypeAlias = Literal[AsTarget.TARGET]
+
+
 class RunKeywords(TypedDict, total=False):
-    """What subprocess.Popen takes, without what decides between str and bytes, and without stdin, stdout, stderr."""
+    """What subprocess.Popen takes, without what decides between str and bytes, and what is taken from the target."""
 
     bufsize: int
     executable: StrOrBytesPath | None
     close_fds: bool
     shell: bool
-    cwd: StrOrBytesPath | None
-    env: Env | None
+    cwd: StrOrBytesPath | AsTheTarget | None
+    env: Env | AsTheTarget | None
     restore_signals: bool
     start_new_session: bool
     pass_fds: Collection[int]
-    user: str | int | None
-    group: str | int | None
-    extra_groups: Iterable[str | int] | None
+    user: str | int | AsTheTarget | None
+    group: str | int | AsTheTarget | None
+    extra_groups: Iterable[str | int] | AsTheTarget | None
     umask: int
     pipesize: int
     process_group: int | None
+    like_target: bool
+    cgroup: str | os.PathLike[str] | AsTheTarget | None
+    capabilities: Iterable[str] | AsTheTarget | None
+    no_new_privs: bool | AsTheTarget | None
+    oom_score_adj: int | AsTheTarget | None
+    lsm_label: str | AsTheTarget | None
     stdin: File
     stdout: File
     stderr: File

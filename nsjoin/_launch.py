@@ -1,4 +1,4 @@
-"""Launches the joiner: the plan as one flat buffer, the sealed image, the wait for exec, the report.
+"""Launches the joiner: the job, the sealed image, the wait for exec, the report.
 
 Nothing here knows what a target is. What can go wrong in the new process comes back as ``Failed``; whatever is raised,
 no process, zombie or descriptor is left.
@@ -15,17 +15,17 @@ import struct
 import tempfile
 import threading
 import time
-from array import array
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from . import _shim
 from ._nstype import BY_NAME
+from ._pack import pack
 from ._shim import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from ._plan import Step
     from ._setns import CData
@@ -43,15 +43,23 @@ class At(enum.IntEnum):
     LAUNCH = lib.NSJOIN_STEP_LAUNCH
     PLAN = lib.NSJOIN_STEP_PLAN
     STDIO = lib.NSJOIN_STEP_STDIO
+    ENV = lib.NSJOIN_STEP_ENV
+    CGROUP = lib.NSJOIN_STEP_CGROUP
     CLOSE = lib.NSJOIN_STEP_CLOSE
+    OOM_SCORE_ADJ = lib.NSJOIN_STEP_OOM_SCORE_ADJ
     GROUPS = lib.NSJOIN_STEP_GROUPS
     JOIN = lib.NSJOIN_STEP_JOIN
     ROOT = lib.NSJOIN_STEP_ROOT
     CWD = lib.NSJOIN_STEP_CWD
+    UNSHARE = lib.NSJOIN_STEP_UNSHARE
     UMASK = lib.NSJOIN_STEP_UMASK
+    BOUNDING = lib.NSJOIN_STEP_BOUNDING
     IDS = lib.NSJOIN_STEP_IDS
+    CAPABILITIES = lib.NSJOIN_STEP_CAPABILITIES
+    NO_NEW_PRIVS = lib.NSJOIN_STEP_NO_NEW_PRIVS
     CLONE = lib.NSJOIN_STEP_CLONE
     SESSION = lib.NSJOIN_STEP_SESSION
+    LSM_LABEL = lib.NSJOIN_STEP_LSM_LABEL
     EXEC = lib.NSJOIN_STEP_EXEC
 
 
@@ -72,18 +80,62 @@ class Expired(Exception):  # noqa: N818 - the same
     """The deadline passed before the program was running. What had been started is gone."""
 
 
-class Ids(NamedTuple):
-    """Who the program runs as; None: unchanged. ``try_``: an id that is not mapped is no error."""
+class Theirs(NamedTuple):
+    """Ids of the target as they are in our user namespace, which the program is to have; None: not those."""
 
-    uid: int | None = None
-    gid: int | None = None
+    uids: tuple[int, int, int] | None
+    gids: tuple[int, int, int] | None
+    groups: tuple[int, ...] | None
+
+
+class Ids(NamedTuple):
+    """Who the program runs as: real, effective and saved ids; None: unchanged. ``try_``: one that is not mapped is no
+    error. ``groups_first``: the groups are ids of the caller's user namespace, and set before the joins. ``theirs`` is
+    what they are to be made from (_identity)."""
+
+    uid: tuple[int, int, int] | None = None
+    gid: tuple[int, int, int] | None = None
     groups: Sequence[int] | None = None
     drop_groups: bool = False
     try_uid: bool = False
     try_gid: bool = False
+    groups_first: bool = False
+    theirs: Theirs | None = None
 
 
 _UNCHANGED = Ids()
+
+
+class Attributes(NamedTuple):
+    """What the program gets besides its namespaces and ids. Descriptors are -1, the rest None or empty: unchanged.
+
+    ``environ`` is a /proc/PID/environ to read instead of ``Job.env``, ``cwd`` a directory instead of ``Job.cwd``.
+    ``capabilities`` are the sets inheritable, permitted, effective, bounding, ambient as bits.
+    """
+
+    environ: int = -1
+    cwd: int = -1
+    cgroups: Sequence[Cgroup] = ()
+    capabilities: tuple[int, int, int, int, int] | None = None
+    no_new_privs: bool = False
+    oom_score_adj: bytes | None = None
+    lsm_label: bytes | None = None
+
+    def descriptors(self) -> list[int]:
+        """All that are open."""
+        fds = [self.environ, self.cwd, *[fd for cgroup in self.cgroups for fd in cgroup[:2]]]
+        return [fd for fd in fds if fd >= 0]
+
+
+class Cgroup(NamedTuple):
+    """A cgroup to move into: its directory, its file cgroup.procs, and whether it is of version 2."""
+
+    directory: int
+    procs: int
+    is_v2: bool
+
+
+NO_ATTRIBUTES = Attributes()
 
 
 class Job:
@@ -91,11 +143,16 @@ class Job:
 
     ``fork``: the program is a child of the joiner, born in the PID namespace that was joined. ``at_home``: the joiner
     is to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV; ``go_home`` sees to it.
+    ``born_in``: which of ``attributes.cgroups`` the program is born in, with ``fork``; the joiner moves to the others.
+    ``check_cwd``: fail at CWD with EXDEV if the working directory is not below the root. ``unshare``: CLONE_NEW* bits.
     """
 
     __slots__ = (
         "argv",
         "at_home",
+        "attributes",
+        "born_in",
+        "check_cwd",
         "close_fds",
         "cwd",
         "env",
@@ -112,6 +169,7 @@ class Job:
         "root",
         "stdio",
         "umask",
+        "unshare",
     )
 
     def launch(self) -> Launch:
@@ -137,6 +195,9 @@ class Job:
         restore_signals: bool = True,
         new_session: bool = False,
         process_group: int = -1,
+        attributes: Attributes = NO_ATTRIBUTES,
+        unshare: int = 0,
+        check_cwd: bool = False,
     ) -> None:
         self.files = files
         self.argv = argv
@@ -156,6 +217,10 @@ class Job:
         self.restore_signals = restore_signals
         self.new_session = new_session
         self.process_group = process_group
+        self.attributes = attributes
+        self.unshare = unshare
+        self.check_cwd = check_cwd
+        self.born_in: Cgroup | None = None
 
     @property
     def leads_group(self) -> bool:
@@ -178,75 +243,7 @@ def environment() -> list[bytes]:
     return list(map(ffi.string, ffi.unpack(pointers, n)))
 
 
-# --- the plan as bytes --------------------------------------------------------------------------------------
-
 _REPORT = struct.Struct("4i")  # the head of struct nsjoin_plan: pid, step, index, error
-_HEAD_SIZE = ffi.sizeof("struct nsjoin_plan")
-_POINTER_SIZE = ffi.sizeof("void *")
-
-
-def _flags(job: Job) -> int:
-    ids = job.ids
-    return sum(
-        (
-            job.fork and lib.NSJOIN_FORK,
-            job.close_fds and lib.NSJOIN_CLOSE_FDS,
-            job.restore_signals and lib.NSJOIN_RESTORE_SIGNALS,
-            job.new_session and lib.NSJOIN_SETSID,
-            job.process_group >= 0 and lib.NSJOIN_SETPGID,
-            ids.uid is not None and lib.NSJOIN_SETUID,
-            ids.gid is not None and lib.NSJOIN_SETGID,
-            ids.groups is not None and lib.NSJOIN_SETGROUPS,
-            ids.drop_groups and lib.NSJOIN_DROP_GROUPS,
-            ids.try_uid and lib.NSJOIN_TRY_UID,
-            ids.try_gid and lib.NSJOIN_TRY_GID,
-            job.umask >= 0 and lib.NSJOIN_UMASK,
-        )
-    )
-
-
-def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> bytes:
-    """``job`` as the joiner reads it: struct nsjoin_plan, tables, strings. ValueError for a NUL in a string.
-
-    ``private`` are the descriptors that come along and that no program gets, ``needed`` those of them that the joiner
-    uses after it has closed the rest.
-    """
-    strings = [*job.files, *job.argv, *job.env]
-    if job.cwd is not None:
-        strings.append(job.cwd)
-    text = b"\0".join(strings) + b"\0"
-    if text.count(b"\0") != len(strings):
-        raise ValueError("embedded null byte")
-
-    joins = array("i", [number for step in job.joins for number in step])
-    keep = array("i", sorted({fd for fd in (*job.pass_fds, *needed) if fd > 2}))
-    lent = array("i", private)
-    groups = array("I", job.ids.groups or ())
-
-    head: Any = ffi.new("struct nsjoin_plan *")
-    head.flags = _flags(job)
-    head.stdio = job.stdio
-    head.root = job.root
-    head.pgid = max(job.process_group, 0)
-    head.umask = max(job.umask, 0)
-    head.uid = job.ids.uid or 0
-    head.gid = job.ids.gid or 0
-    head.n_joins, head.n_keep, head.n_lent, head.n_groups = len(job.joins), len(keep), len(lent), len(groups)
-    head.n_files, head.n_argv, head.n_envp = len(job.files), len(job.argv), len(job.env)
-
-    head.tables = _HEAD_SIZE
-    room = (len(job.files) + len(job.argv) + len(job.env) + 3) * _POINTER_SIZE
-    offset = _HEAD_SIZE + room
-    head.joins, offset = offset, offset + 4 * len(joins)
-    head.keep, offset = offset, offset + 4 * len(keep)
-    head.lent, offset = offset, offset + 4 * len(lent)
-    head.groups, offset = offset, offset + 4 * len(groups)
-    head.text = offset
-    head.size = offset + len(text)
-    if job.cwd is not None:
-        head.cwd = head.size - len(job.cwd) - 1
-    return b"".join((ffi.buffer(head), bytes(room), joins, keep, lent, groups, text))
-
 
 # --- the image ----------------------------------------------------------------------------------------------
 
@@ -434,9 +431,13 @@ def _run(job: Job, work: Any, image: int) -> Launch:
     needed = {work.barrier[1], *[step.fd for step in job.joins]}
     if job.root >= 0:
         needed.add(job.root)
+    early: list[int] = []  # used before the joiner closes what it does not need
+    if job.attributes is not NO_ATTRIBUTES:
+        early = job.attributes.descriptors()
+        needed.update([fd for fd in (job.attributes.cwd, job.born_in.directory if job.born_in else -1) if fd >= 0])
     sources = [fd for fd in job.stdio if fd >= 0]
     private = needed.union([fd for fd in sources if _ends_at_exec(fd, job.close_fds)]).difference(job.pass_fds)
-    private.update((work.plan, work.barrier[1]))  # the program could forge the report, or seem never to start
+    private.update((work.plan, work.barrier[1]), early)  # the program could forge the report, or seem never to start
     _write_all(work.plan, pack(job, private, needed))
     lent = [*private, *needed, *sources, *job.pass_fds]
     try:

@@ -30,7 +30,7 @@ enum {
     K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
     K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
     K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
-    K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
+    K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
 };
 
 static int result(long value)
@@ -95,13 +95,13 @@ int nsjoin_memfd_create(const char *name, unsigned int flags)
     return result(syscall(SYS_memfd_create, name, flags));
 }
 
-int nsjoin_is_admin(void)
+int nsjoin_has(int capability)
 {
     struct { uint32_t version; int pid; } head = {K_CAPABILITY_VERSION_3, 0};
     struct { uint32_t effective, permitted, inheritable; } sets[2];
     if (syscall(SYS_capget, &head, sets) != 0)
         return -errno;
-    return (int)(sets[0].effective >> K_CAP_SYS_ADMIN & 1);
+    return (int)(sets[capability / 32].effective >> capability % 32 & 1);
 }
 
 /* Where the caller has closed 0 to 2, nothing of ours may lie there: a program's stdio goes there. */

@@ -9,15 +9,23 @@ enum nsjoin_step {
     NSJOIN_STEP_LAUNCH,
     NSJOIN_STEP_PLAN,
     NSJOIN_STEP_STDIO,
+    NSJOIN_STEP_ENV,
+    NSJOIN_STEP_CGROUP,
     NSJOIN_STEP_CLOSE,
+    NSJOIN_STEP_OOM_SCORE_ADJ,
     NSJOIN_STEP_GROUPS,
     NSJOIN_STEP_JOIN,
     NSJOIN_STEP_ROOT,
     NSJOIN_STEP_CWD,
+    NSJOIN_STEP_UNSHARE,
     NSJOIN_STEP_UMASK,
+    NSJOIN_STEP_BOUNDING,
     NSJOIN_STEP_IDS,
+    NSJOIN_STEP_CAPABILITIES,
+    NSJOIN_STEP_NO_NEW_PRIVS,
     NSJOIN_STEP_CLONE,
     NSJOIN_STEP_SESSION,
+    NSJOIN_STEP_LSM_LABEL,
     NSJOIN_STEP_EXEC
 };
 
@@ -33,7 +41,12 @@ enum nsjoin_flag {
     NSJOIN_DROP_GROUPS = 256,   /* no supplementary groups, where the kernel allows it */
     NSJOIN_TRY_UID = 512,       /* a uid that is not mapped (EINVAL) is no error */
     NSJOIN_TRY_GID = 1024,
-    NSJOIN_UMASK = 2048
+    NSJOIN_UMASK = 2048,
+    NSJOIN_GROUPS_FIRST = 4096, /* set the groups before the joins: a user namespace may deny setgroups(2) for ever */
+    NSJOIN_CHECK_CWD = 8192,    /* the working directory has to be below the root */
+    NSJOIN_CAPABILITIES = 16384,
+    NSJOIN_NO_NEW_PRIVS = 32768,
+    NSJOIN_SEARCH = 65536       /* look for the file in the PATH of the environment that was read */
 };
 
 enum nsjoin_how {
@@ -56,19 +69,29 @@ struct nsjoin_plan {
     int32_t error;              /* errno of that step, 0 while all is well */
     /* the plan */
     uint64_t sigmask;           /* the caller's signal mask, written by the launcher */
+    uint64_t inheritable, permitted, effective, bounding, ambient; /* capabilities(7) */
+    uint64_t envp;              /* the joiner's own: its pointer to the environment that it has read */
     uint32_t size;              /* of the whole file, in bytes */
     uint32_t flags;             /* enum nsjoin_flag */
     int32_t stdio[3];           /* what becomes 0, 1 and 2; -1: as it is */
     int32_t root;               /* an O_PATH descriptor that becomes the root, -1: as it is */
     int32_t pgid;
     uint32_t umask;
-    uint32_t uid;
-    uint32_t gid;
+    uint32_t uids[3];           /* real, effective, saved */
+    uint32_t gids[3];
+    uint32_t unshare;           /* CLONE_NEW*: what the program gets new ones of, after the joins */
+    int32_t environ;            /* a /proc/PID/environ to read instead of envp, -1: none */
+    int32_t cwd_fd;             /* a directory, -1: none */
+    int32_t cgroup;             /* a directory of cgroup v2 for the program to be born in, -1: none */
+    int32_t proc;               /* the joiner's own: the /proc that was here before the joins */
     uint32_t lent, n_lent;      /* int32_t[]: made close-on-exec again at once */
+    uint32_t cgroups, n_cgroups; /* int32_t[]: files cgroup.procs to move into before the joins */
     uint32_t keep, n_keep;      /* int32_t[]: not closed, all above 2, ascending */
     uint32_t groups, n_groups;  /* uint32_t[] */
     uint32_t joins, n_joins;    /* struct nsjoin_join[] */
     uint32_t cwd;               /* a string */
+    uint32_t oom_score_adj;     /* a string: proc(5) */
+    uint32_t lsm_label;         /* a string for /proc/self/attr/exec */
     uint32_t text;              /* files to try, argv, envp: each string ended by a NUL, one behind the other */
     uint32_t n_files, n_argv, n_envp;
     uint32_t tables;            /* room for the joiner's pointers to them: three lists, each ended by NULL */
@@ -120,8 +143,8 @@ struct nsjoin_stay {
 int nsjoin_enter(struct nsjoin_stay *stay, const struct nsjoin_trip *trip);
 /* Goes back to all that was left, in reverse, and closes everything, also when one fails: then -errno of the first. */
 int nsjoin_leave(struct nsjoin_stay *stay);
-/* Whether this thread has CAP_SYS_ADMIN in its user namespace. */
-int nsjoin_is_admin(void);
+/* Whether this thread has a capability in its user namespace. */
+int nsjoin_has(int capability);
 /* Inode numbers of the namespaces that the pidfd's process (-1: this thread) is in; 0 where it has none. */
 int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes);
 

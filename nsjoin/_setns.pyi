@@ -25,15 +25,23 @@ class _Lib:
     NSJOIN_STEP_LAUNCH: Final[int]
     NSJOIN_STEP_PLAN: Final[int]
     NSJOIN_STEP_STDIO: Final[int]
+    NSJOIN_STEP_ENV: Final[int]
+    NSJOIN_STEP_CGROUP: Final[int]
     NSJOIN_STEP_CLOSE: Final[int]
+    NSJOIN_STEP_OOM_SCORE_ADJ: Final[int]
     NSJOIN_STEP_GROUPS: Final[int]
     NSJOIN_STEP_JOIN: Final[int]
     NSJOIN_STEP_ROOT: Final[int]
     NSJOIN_STEP_CWD: Final[int]
+    NSJOIN_STEP_UNSHARE: Final[int]
     NSJOIN_STEP_UMASK: Final[int]
+    NSJOIN_STEP_BOUNDING: Final[int]
     NSJOIN_STEP_IDS: Final[int]
+    NSJOIN_STEP_CAPABILITIES: Final[int]
+    NSJOIN_STEP_NO_NEW_PRIVS: Final[int]
     NSJOIN_STEP_CLONE: Final[int]
     NSJOIN_STEP_SESSION: Final[int]
+    NSJOIN_STEP_LSM_LABEL: Final[int]
     NSJOIN_STEP_EXEC: Final[int]
     NSJOIN_FORK: Final[int]
     NSJOIN_CLOSE_FDS: Final[int]
@@ -47,6 +55,11 @@ class _Lib:
     NSJOIN_TRY_UID: Final[int]
     NSJOIN_TRY_GID: Final[int]
     NSJOIN_UMASK: Final[int]
+    NSJOIN_GROUPS_FIRST: Final[int]
+    NSJOIN_CHECK_CWD: Final[int]
+    NSJOIN_CAPABILITIES: Final[int]
+    NSJOIN_NO_NEW_PRIVS: Final[int]
+    NSJOIN_SEARCH: Final[int]
     NSJOIN_SAVE: Final[int]
     NSJOIN_MOVE: Final[int]
     NSJOIN_ROOT: Final[int]
@@ -68,7 +81,7 @@ class _Lib:
     def nsjoin_own(self, request: int) -> int: ...
     def nsjoin_enter(self, stay: CData, trip: CData) -> int: ...
     def nsjoin_leave(self, stay: CData) -> int: ...
-    def nsjoin_is_admin(self) -> int: ...
+    def nsjoin_has(self, capability: int) -> int: ...
     def nsjoin_inodes(self, pidfd: int, n: int, requests: Sequence[int], inodes: CData) -> int: ...
     def nsjoin_is_shared(self, pidfd: int, request: int) -> int: ...
     def nsjoin_image_size(self) -> int: ...

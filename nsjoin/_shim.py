@@ -36,6 +36,10 @@ _PIDFD_INFO_PID = slice(16, 20)
 _PIDFD_INFO_MASK_PID = (1).to_bytes(8, "little")
 PIDFD_THREAD = os.O_EXCL  # Linux 6.9
 
+# linux/capability.h
+_CAP_SETGID = 6
+_CAP_SYS_ADMIN = 21
+
 # PyPy has no names for these two.
 _F_DUPFD_CLOEXEC = 1030
 O_PATH = 0o10000000
@@ -152,7 +156,12 @@ def namespace_unique_id(fd: int) -> int | None:
 
 def is_admin() -> bool:
     """Whether this thread has CAP_SYS_ADMIN in its own user namespace."""
-    return bool(check(lib.nsjoin_is_admin()))
+    return bool(check(lib.nsjoin_has(_CAP_SYS_ADMIN)))
+
+
+def may_set_groups() -> bool:
+    """Whether this thread has CAP_SETGID in its own user namespace."""
+    return bool(check(lib.nsjoin_has(_CAP_SETGID)))
 
 
 def openat2_in_root(root: int, path: bytes, flags: int) -> int:

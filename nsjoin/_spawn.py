@@ -8,15 +8,16 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
+from . import _like
 from ._accounts import check_own_names, numbers
 from ._launch import Ids, Job, end, environment, wait
 from ._namespace import Namespace
 from ._nstype import select
 from ._start import MNT, USER, start
-from ._target import OpenTarget, check_target
+from ._target import TARGET, OpenTarget, check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from typing_extensions import Literal, Unpack
 
@@ -62,8 +63,11 @@ class _Command(NamedTuple):
     name: Any
 
 
-def _command(args: Any, executable: Any, shell: bool, env: Mapping[Any, Any] | None) -> _Command:
-    """args, executable and shell as subprocess understands them, and the files to try: PATH is the child's."""
+def _command(args: Any, executable: Any, shell: bool, env: Any) -> _Command:
+    """args, executable and shell as subprocess understands them, and the files to try: PATH is the child's.
+
+    With the environment of the target, it is the joiner that has its PATH.
+    """
     if isinstance(args, (str, bytes)):
         args = [args]
     elif isinstance(args, os.PathLike):
@@ -79,16 +83,18 @@ def _command(args: Any, executable: Any, shell: bool, env: Mapping[Any, Any] | N
     if executable is None:
         executable = args[0]
     name = os.fsencode(executable)
-    if os.path.dirname(name):
+    if os.path.dirname(name) or env is TARGET:
         files = [name]
     else:
         files = [os.path.join(os.fsencode(folder), name) for folder in os.get_exec_path(env)]
     return _Command(files, [os.fsencode(arg) for arg in args], executable)
 
 
-def _env_list(env: Mapping[Any, Any] | None) -> list[bytes]:
+def _env_list(env: Any) -> list[bytes]:
     if env is None:
         return environment()
+    if env is TARGET:
+        return []
     entries = []
     for name, value in env.items():
         key = os.fsencode(name)
@@ -123,6 +129,7 @@ class Popen(subprocess.Popen[AnyStr]):
     """
 
     _checked_target: Checked
+    _choice: _like.Choice | None
     _wanted: tuple[NsType, ...] | None
     _fork: bool
     _deadline: float | None
@@ -213,6 +220,7 @@ class Popen(subprocess.Popen[AnyStr]):
         target: TargetLike,
         namespaces: Iterable[str] | None = None,
         fork: bool = True,
+        like_target: bool = False,
         _deadline: float | None = None,
         _new_group: bool = False,
         **keywords: Any,
@@ -223,6 +231,7 @@ class Popen(subprocess.Popen[AnyStr]):
                 "preexec_fn is not supported: between here and the program no Python runs, since it would run inside "
                 "the target; use the other arguments, or call_in"
             )
+        self._choice = _like.choose(keywords, like_target=like_target)
         self._checked_target = check_target(target)
         self._wanted = None if namespaces is None else select(namespaces)
         self._fork = fork
@@ -243,6 +252,7 @@ class Popen(subprocess.Popen[AnyStr]):
     def _execute_child(self, *arguments: Any) -> None:
         """Overrides subprocess.Popen: everything up to a running program."""
         given = dict(zip(_ARGUMENTS, arguments))
+        choice = self._choose(given)
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
         sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
         job: Job = _job(command, given)
@@ -251,13 +261,23 @@ class Popen(subprocess.Popen[AnyStr]):
                 os.get_inheritable(fd)  # EBADF now: a descriptor that we open could get that number
         if self._new_group and not job.new_session:
             job.process_group = 0
-        starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"])
+        starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"], choice)
         try:
             self._finish_start(starting, [given[name] for name in _PIPES])
         except BaseException:
             end(job.pid, leads_group=job.leads_group)
             self._child_created = False
             raise
+
+    def _choose(self, given: dict[str, Any]) -> _like.Choice | None:
+        """env and cwd of the target too, which may have been given by position."""
+        choice = self._choice
+        whole = choice is not None and choice.whole
+        taken = [name for name in ("env", "cwd") if given[name] is TARGET or (whole and given[name] is None)]
+        if not taken:
+            return choice
+        given.update(dict.fromkeys(taken, TARGET))
+        return (choice or _like.Choice())._replace(env="env" in taken, cwd="cwd" in taken)
 
     def _finish_start(self, starting: Launch, pipes: list[int]) -> None:
         """Wait until the program runs. aio overrides this: it waits in its own way."""
@@ -316,10 +336,12 @@ def _pass_fds(fds: Iterable[Any]) -> tuple[int, ...]:
     return numbers
 
 
-def _id(number: int | None, what: str) -> int | None:
-    if number is not None and number >= _NO_ID:
+def _ids(number: int | None, what: str) -> tuple[int, int, int] | None:
+    if number is None:
+        return None
+    if number >= _NO_ID:
         raise OverflowError(f"{what} id {number} is too large")
-    return number
+    return number, number, number
 
 
 def _groups(numbers: Iterable[int] | None) -> list[int] | None:
@@ -339,9 +361,9 @@ def _job(command: _Command, given: dict[str, Any]) -> Job:
         stdio=(given["p2cread"], given["c2pwrite"], given["errwrite"]),
         close_fds=bool(given["close_fds"]),
         pass_fds=_pass_fds(given["pass_fds"]),
-        cwd=None if given["cwd"] is None else os.fsencode(given["cwd"]),
+        cwd=None if given["cwd"] in (None, TARGET) else os.fsencode(given["cwd"]),
         umask=given["umask"],
-        ids=Ids(_id(given["uid"], "user"), _id(given["gid"], "group"), _groups(given["gids"])),
+        ids=Ids(_ids(given["uid"], "user"), _ids(given["gid"], "group"), _groups(given["gids"])),
         restore_signals=bool(given["restore_signals"]),
         new_session=bool(given["start_new_session"]),
         process_group=given.get("process_group", -1),

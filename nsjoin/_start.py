@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from . import _identity, _ownership, _plan, _reason, _shim
+from . import _capabilities, _cgroup, _identity, _like, _ownership, _plan, _reason, _shim
 from ._launch import At, Failed
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
@@ -16,11 +16,11 @@ from ._target import OpenTarget
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Protocol
 
-    from ._launch import Ids, Launch
+    from ._launch import Attributes, Cgroup, Ids, Launch
     from ._nstype import NsType
     from ._target import Checked, Target
     from .exceptions import NamespaceError
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
         go_home: bool
         root: int
         ids: Ids
+        check_cwd: bool
+        born_in: Cgroup | None
+        attributes: Attributes
 
         def launch(self) -> Launch: ...
 
@@ -51,13 +54,17 @@ def start(
     fork: bool,
     name: Any = None,
     cwd: Any = None,
+    choice: _like.Choice | None = None,
 ) -> Launch:
     """Start ``job`` in the namespaces ``wanted`` (None: all) of a target; the result is the program's pid.
 
-    ``name`` and ``cwd`` are the file names of subprocess's errors. JoinError, TargetGoneError, NamespaceError, OSError,
-    and what ``launch`` raises but Failed.
+    ``name`` and ``cwd`` are the file names of subprocess's errors; ``choice`` is what the program takes over from the
+    target besides. JoinError, TargetGoneError, NamespaceError, OSError, and what ``launch`` raises but Failed.
     """
-    with OpenTarget(checked) as target:
+    with OpenTarget(checked) as target, ExitStack() as stack:
+        if choice is not None:
+            job.attributes, theirs = _like.read(choice, target.process, wanted, stack)
+            job.ids = job.ids._replace(theirs=theirs)
         try:
             if target.process is None:
                 return (yield from _start_by_descriptors(job, target, _chosen(target.namespaces, wanted), fork))
@@ -151,15 +158,32 @@ def _launch(
     asked = job.ids
     root = -1
     try:
-        if USER in rows:
-            job.ids = _identity.inside(asked, target.process)
+        if USER in rows or asked.theirs is not None:
+            job.ids = _identity.resolve(asked, target.process, joins_user=USER in rows)
         if MNT in rows and target.process is not None:
             job.root = root = target.process.open_root()
-        return (yield from _launch_at_home(job))
+        job.check_cwd = MNT in rows or job.attributes.cwd >= 0
+        return (yield from _launch_in_cgroup(job, USER in rows))
     finally:
         job.ids, job.root = asked, -1
         if root >= 0:
             os.close(root)
+
+
+def _launch_in_cgroup(job: Startable, joins_user: bool) -> Launch:
+    """Born in its cgroup, a process is spared the move, for which the kernel stops all forks and exits of the system:
+    some 10 ms where nobody has moved for a while. But that is judged by the credentials that it has by then.
+    """
+    job.born_in = None
+    if job.fork and not joins_user:
+        job.born_in = next((cgroup for cgroup in job.attributes.cgroups if cgroup.is_v2), None)
+    try:
+        return (yield from _launch_at_home(job))
+    except Failed as failed:
+        if job.born_in is None or failed.at != At.CLONE:
+            raise
+    job.born_in = None
+    return (yield from _launch_at_home(job))
 
 
 def _launch_at_home(job: Startable) -> Launch:
@@ -187,10 +211,50 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
         return _join_error(failed, target, "chroot", "mnt", "needs CAP_SYS_CHROOT")
     if failed.at == At.CLONE and failed.errno == errno.ENOMEM:
         return _join_error(failed, target, "clone", "pid", _reason.DEAD_PID_NAMESPACE)
+    if failed.at == At.CWD and failed.errno == errno.EXDEV:
+        return _join_error(failed, target, "chdir", "mnt", _OUTSIDE)
+    if failed.at in _STEPS:
+        step, explain = _STEPS[failed.at]
+        return _join_error(failed, target, step, None, explain(failed) if explain else None)
     file = {At.EXEC: name, At.CWD: cwd}.get(failed.at)
     if file is None:
         return OSError(failed.errno, os.strerror(failed.errno))
     return OSError(failed.errno, os.strerror(failed.errno), file)
+
+
+_OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
+
+
+def _of_capability(failed: Failed) -> str | None:
+    if failed.errno != errno.EPERM:
+        return None
+    what = _capabilities.name_of(failed.index) if failed.index >= 0 else "the inheritable set"
+    return f"{what}: only CAP_SETPCAP drops a capability from the bounding set, and nothing gives one that we lack"
+
+
+def _of_cgroup(failed: Failed) -> str | None:
+    return _cgroup.refusal(failed.errno)
+
+
+def _of_score(failed: Failed) -> str | None:
+    return "to lower it needs CAP_SYS_RESOURCE" if failed.errno in (errno.EACCES, errno.EPERM) else None
+
+
+def _of_label(failed: Failed) -> str | None:
+    return "no security module here gives labels" if failed.errno in (errno.EINVAL, errno.ENOENT) else None
+
+
+#: The steps by which a program takes after its target: what they are called, and why they fail.
+_STEPS: dict[At, tuple[str, Callable[[Failed], str | None] | None]] = {
+    At.ENV: ("environ", None),
+    At.CGROUP: ("cgroup", _of_cgroup),
+    At.OOM_SCORE_ADJ: ("oom_score_adj", _of_score),
+    At.BOUNDING: ("capabilities", _of_capability),
+    At.CAPABILITIES: ("capabilities", _of_capability),
+    At.NO_NEW_PRIVS: ("no_new_privs", None),
+    At.UNSHARE: ("unshare", None),
+    At.LSM_LABEL: ("lsm_label", _of_label),
+}
 
 
 def _gone_error(failed: Failed, target: OpenTarget) -> NamespaceError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from typing import TYPE_CHECKING, Any, Union
 
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
 
 #: A target whose kind has been checked and of which nothing has been opened yet.
 Checked = Union[int, "Target", tuple[Union[Namespace, str, bytes], ...]]
+
+
+class AsTarget(enum.Enum):
+    """The type of ``TARGET``."""
+
+    TARGET = "TARGET"
+
+    def __repr__(self) -> str:
+        return "nsjoin.TARGET"
+
+
+#: "As the target has it", for ``env=``, ``cwd=``, ``user=``, ``cgroup=``, ``capabilities=`` and others of ``Popen``.
+TARGET = AsTarget.TARGET
 
 
 class Target(Process):

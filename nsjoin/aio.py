@@ -30,7 +30,7 @@ from ._nstype import select as select_types
 from ._run import STATUS_IS_LOST, choose_streams, kill
 from ._spawn import Popen
 from ._start import MNT, USER
-from ._target import OpenTarget, Target, check_target
+from ._target import TARGET, OpenTarget, Target, check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -199,9 +199,10 @@ async def _launch(
     for name in ("encoding", "errors"):
         if keywords.get(name) is not None:
             raise ValueError(f"{name} must be None")
-    if keywords.get("extra_groups") is not None:
-        keywords["extra_groups"] = list(keywords["extra_groups"])
-    names = (keywords.get("user"), keywords.get("group"), *(keywords.get("extra_groups") or ()))
+    groups = keywords.get("extra_groups")
+    if groups is not None and groups is not TARGET:
+        groups = keywords["extra_groups"] = list(groups)
+    names = (keywords.get("user"), keywords.get("group"), *(groups if isinstance(groups, list) else ()))
     if any(isinstance(name, str) for name in names):
         target = await _look_up_names(target, keywords, deadline, pin)
     keywords["bufsize"] = 0

@@ -198,7 +198,7 @@ def test_a_plan_makes_exactly_its_calls_in_its_order(strace):
             root=root,
             cwd=b"/",
             umask=0o22,
-            ids=Ids(0, 0, [0]),
+            ids=Ids((0, 0, 0), (0, 0, 0), [0]),
             new_session=True,
         )
         (made,) = strace(job, [null.fileno(), *needed], needed)
@@ -431,12 +431,12 @@ def test_the_joiner_for_aarch64_joins_and_reports_what_fails(tmp_path, near):
 
 #: DESIGN.md, section 3: a module imports only what stands in a row above its own.
 RANKS = (
-    ("_nstype", "exceptions", "_setns", "_keywords"),
-    ("_shim", "_plan"),
-    ("_process", "_launch", "_transfer", "_guard"),
-    ("_namespace", "_accounts"),
-    ("_target", "_ownership", "_identity"),
-    ("_reason",),
+    ("_nstype", "exceptions", "_setns"),
+    ("_shim", "_plan", "_capabilities"),
+    ("_process", "_pack", "_transfer", "_guard"),
+    ("_namespace", "_accounts", "_launch"),
+    ("_target", "_ownership", "_identity", "_cgroup"),
+    ("_reason", "_like", "_keywords"),
     ("_enter", "_start"),
     ("_spawn", "_call", "futures"),
     ("_run",),

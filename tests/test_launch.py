@@ -83,7 +83,7 @@ def test_a_plan_holds_what_the_job_says():
         root=13,
         cwd=b"/here",
         umask=0o27,
-        ids=Ids(1000, 1001, [1002, 4294967294]),
+        ids=Ids((1000, 1000, 1003), (1001, 1001, 1001), [1002, 4294967294]),
         new_session=True,
         process_group=0,
     )
@@ -94,7 +94,7 @@ def test_a_plan_holds_what_the_job_says():
         lib.NSJOIN_FORK | lib.NSJOIN_CLOSE_FDS | lib.NSJOIN_RESTORE_SIGNALS | lib.NSJOIN_SETSID | lib.NSJOIN_SETPGID
     ) | (lib.NSJOIN_SETUID | lib.NSJOIN_SETGID | lib.NSJOIN_SETGROUPS | lib.NSJOIN_UMASK)
     assert (list(head.stdio), head.root, head.pgid, head.umask) == ([-1, 5, 0], 13, 0, 0o27)
-    assert (head.uid, head.gid, head.n_groups) == (1000, 1001, 2)
+    assert (list(head.uids), list(head.gids), head.n_groups) == ([1000, 1000, 1003], [1001, 1001, 1001], 2)
     assert read("groups", 2) == [1002, -2]
     assert read("keep", head.n_keep) == [7, 9, 11, 12], "sorted, each once, none of stdio"
     assert read("lent", head.n_lent) == [6, 11]
