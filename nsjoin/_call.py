@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
-import socket
-import struct
 import sys
 import time
 import traceback
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _guard, _shim, _transfer
-from ._launch import NO_ATTRIBUTES, At, Expired, Failed, Ids, end, home, wait
+from ._launch import NO_ATTRIBUTES, At, Expired, Failed, Ids, end, wait
 from ._nstype import BY_NAME
 from ._nstype import select as select_types
-from ._plan import AGAIN, TRY, Step
-from ._process import own_pid_namespace_is_left
 from ._shim import ffi, lib
 from ._start import start
 from ._target import check_target
-from .exceptions import CallDiedError, CallError, CallExitError, CallResultError
+from .exceptions import CallDiedError, CallError, CallExitError, CallResultError, RestoreError, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from ._launch import Cgroup, Launch
+    from ._plan import Step
     from ._setns import CData
     from ._target import TargetLike
 
 #: The kinds of messages from the child.
 _FAILED, _RESULT, _EXCEPTION, _EXIT, _NO_RESULT = range(5)
 
-_REPORT = struct.Struct("=3i")  # step, index, errno
+_PID, _MNT = BY_NAME["pid"], BY_NAME["mnt"].flag
+
+_LOST = "the thread's children are still born in the target, and it should run nothing more than its end"
 
 
 def call_in(
@@ -83,7 +82,7 @@ def calling(
     call = _Call(func, args, allow_imports)
     try:
         yield from start(call, checked, rows, True)
-        return (yield from call.result())
+        return call.result()
     finally:
         call.close()
 
@@ -98,8 +97,9 @@ class RemoteTraceback(Exception):  # noqa: N818 - it stands for a traceback
 class _Call:
     """One call: what ``_start`` has to know of a job, and the parent's side of the child.
 
-    Without pid, the child is a fork. With pid it is a fork of a fork, since only a child is born inside; the one in
-    the middle waits for it, passes on how it ended, and ends it when we say so, or die.
+    The child is a fork of this process, with pid born inside. Where this thread may not go there for the fork, or not
+    come back, the child is a fork of a fork: the one in the middle joins, waits for it, passes on how it ended, and
+    ends it when we say so, or die.
     """
 
     def __init__(self, func: Callable[..., Any], args: Sequence[Any], allow_imports: bool) -> None:
@@ -112,108 +112,114 @@ class _Call:
         self.attributes = NO_ATTRIBUTES  # the child stays as it is in all but its namespaces and ids
         self.check_cwd = False
         self.born_in: Cgroup | None = None
-        self.allow_imports = allow_imports
-        self._func = func
-        self._args = args
-        self._child = 0
-        self._stack = ExitStack()
-        self._channel: socket.socket | None = None
-        self._message: _transfer.Message | None = None
-        self._control: socket.socket | None = None
-
-    # --- the parent
+        self._child = _Child(func, args, allow_imports)
+        self._forked: list[int] = []
+        self._work: Any = None
+        self._text: Any = None
+        self._status = 0
 
     def launch(self) -> Launch:
-        """Fork, and wait until the child says how it went: the first that is heard of it, inside or not."""
+        """Fork, and wait until the child has ended: reading its message earlier would cost a copy of each page that we
+        write to meanwhile, and Python writes to everything that it looks at."""
         self.close()
-        self._begin()
         try:
-            self._message = yield from self._receive()
-            if self._message is not None and self._message.kind == _FAILED:
-                at, index, number = _REPORT.unpack(self._message.text)
-                raise Failed(At(at), index, number)
+            self._begin()
+            yield from self._wait()
+            self._text = _transfer.receive(self._work)
+            head = self._work.head
+            if self._text is not None and head.kind == _FAILED:
+                raise Failed(At(head.step), head.index, head.error)
         except BaseException:
             self.close()
             raise
-        return self._child
+        return 0
 
     def _begin(self) -> None:
-        if self._joins_mnt():
+        self._child.is_guarded = any(step.nstypes & _MNT for step in self.joins)
+        if self._child.is_guarded:
             _guard.prepare()
         flush_standard_streams()
-        self._channel, theirs = socket.socketpair()
-        self._control, control = socket.socketpair() if self.fork else (None, None)
-        self._stack.enter_context(self._channel)
-        self._stack.enter_context(self._control or nullcontext())
-        caller = os.getpid()
-        with theirs, control or nullcontext(), _born_at_home(self.at_home):
+        work = self._work = ffi.new("struct nsjoin_call *")
+        work.n_joins, work.joins, work.root = len(self.joins), self.joins, self.root
+        _fill_ids(work, self.ids)
+        if not self.fork:
+            self._fork(work)
+            return
+        work.flags |= lib.NSJOIN_FORK
+        with ExitStack() as stack:
+            work.home = _shim.own_namespace(_PID)
+            stack.callback(os.close, work.home)
+            work.children = _shim.own_namespace(_PID, for_children=True)
+            stack.callback(os.close, work.children)
+            self._fork(work)
+
+    def _fork(self, work: CData) -> None:
+        _shim.check(lib.nsjoin_open_call(work))
+        lost = 0
+        try:
             # An exception of a signal handler would send the child up the frames of our callers.
-            mask = ffi.new("uint64_t *")
-            _shim.check(lib.nsjoin_block_signals(mask))
-            try:
-                self._child = os.fork()
-                if self._child == 0:
-                    _Child(self, self._func, self._args, theirs, control).run(caller, mask)
-            finally:
-                lib.nsjoin_restore_signals(mask)
-
-    def _joins_mnt(self) -> bool:
-        return any(step.nstypes & BY_NAME["mnt"].flag for step in self.joins)
-
-    def _receive(self) -> Generator[int, None, _transfer.Message | None]:
-        assert self._channel is not None
-        receiving = _transfer.receive(self._channel)
-        try:
-            while True:
-                next(receiving)
-                yield self._channel.fileno()
-        except StopIteration as stop:
-            message: _transfer.Message | None = stop.value
-            return message
+            _shim.check(lib.nsjoin_begin_fork(work))
+            self._forked.extend(_forks())  # nor does one come between the fork and our knowing of it: all in C
+            if not self._forked[0]:
+                self._child.run(work)
+        except OSError as refused:
+            if not work.is_born_inside:
+                raise
+            raise Failed(At.CLONE, 0, refused.errno or 0) from None
         finally:
-            receiving.close()
+            lost = lib.nsjoin_end_fork(work)
+        if lost:
+            raise error(RestoreError, -lost, "setns", nstype="pid", target="this thread", reason=_LOST)
 
-    def result(self) -> Generator[int, None, Any]:
-        """What the function has returned or raised."""
-        message = self._message
-        status = yield from self._wait()
-        if message is None:
-            raise _died(status)
-        if message.kind == _NO_RESULT:
-            raise CallResultError(bytes(message.text).decode(), None)
-        if message.kind == _EXIT:
-            text = bytes(message.text).decode()
-            raise CallExitError(f"the function called sys.exit({text})", status)
-        return _load(message)
-
-    def _wait(self) -> Generator[int, None, int]:
+    def _wait(self) -> Generator[int, None, None]:
+        work, child = self._work, self._forked[0]
         try:
-            pidfd = _shim.pidfd_open(self._child)
-        except OSError:
-            pidfd = -1  # an old kernel, or somebody else has reaped it
-        if pidfd >= 0:
-            try:
-                yield pidfd
-            finally:
-                os.close(pidfd)
-        child, self._child = self._child, 0
+            work.child = _shim.pidfd_open(child)
+        except OSError:  # an old kernel, or somebody else has reaped it
+            yield work.channel[0]
+        else:
+            yield work.child
         try:
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            status = os.waitpid(child, 0)[1]
         except ChildProcessError:
-            return 0  # its status is lost; the message is what counts
+            status = 0  # it is lost; the message is what counts
+        self._forked.clear()
+        self._status = os.waitstatus_to_exitcode(status)
+
+    def result(self) -> Any:
+        """What the function has returned or raised."""
+        if self._text is None:
+            raise _died(self._status)
+        kind = self._work.head.kind
+        if kind == _NO_RESULT:
+            raise CallResultError(bytes(self._text).decode(), None)
+        if kind == _EXIT:
+            raise CallExitError(f"the function called sys.exit({bytes(self._text).decode()})", self._status)
+        try:
+            loaded = _transfer.load(self._text, self._work)
+        except Exception as failure:
+            raise CallResultError(f"what the call sent cannot be unpickled here: {failure!r}") from failure
+        if kind == _RESULT:
+            return loaded
+        exception, text = loaded
+        exception.__cause__ = RemoteTraceback(text)
+        raise exception
 
     def close(self) -> None:
         """End the child if it is there, and close everything."""
-        child, self._child = self._child, 0
-        if child and self._control is not None and self.fork:
-            self._ask_to_end(child)
-        self._stack.close()
-        end(child)
+        try:
+            for child in self._forked:
+                if self.fork and not self._work.is_born_inside:
+                    self._ask_to_end(child)
+                end(child)
+        finally:
+            self._forked.clear()
+            if self._work is not None:
+                lib.nsjoin_close_call(self._work)
 
     def _ask_to_end(self, middle: int) -> None:
-        assert self._control is not None
         try:
-            self._control.send(b"end")
+            os.write(self._work.control[0], b"end")
             pidfd = _shim.pidfd_open(middle)
         except OSError:
             return
@@ -223,32 +229,28 @@ class _Call:
         os.close(pidfd)
 
 
+def _forks() -> Iterator[int]:
+    """Forks once."""
+    return starmap(os.fork, ((),))
+
+
+def _fill_ids(work: CData, ids: Ids) -> None:
+    for wanted, flag in (
+        (ids.uid is not None, lib.NSJOIN_SETUID),
+        (ids.gid is not None, lib.NSJOIN_SETGID),
+        (ids.drop_groups, lib.NSJOIN_DROP_GROUPS),
+        (ids.try_uid, lib.NSJOIN_TRY_UID),
+        (ids.try_gid, lib.NSJOIN_TRY_GID),
+    ):
+        if wanted:
+            work.flags |= flag
+    work.uid, work.gid = ids.uid or 0, ids.gid or 0
+
+
 def _died(status: int) -> CallError:
     if status < 0:
         return CallDiedError(f"the child was ended by signal {-status} ({signal.Signals(-status).name})", status)
     return CallExitError(f"the child ended without a result, with exit status {status}: os._exit?", status)
-
-
-def _load(message: _transfer.Message) -> Any:
-    try:
-        loaded = message.load()
-    except Exception as failure:
-        raise CallResultError(f"what the call sent cannot be unpickled here: {failure!r}") from failure
-    if message.kind == _RESULT:
-        return loaded
-    exception, text = loaded
-    exception.__cause__ = RemoteTraceback(text)
-    raise exception
-
-
-@contextmanager
-def _born_at_home(wanted: bool) -> Iterator[None]:
-    """Where pid is joined the child has to be born in our own PID namespace: inside ``enter(pid, "pid")`` it is not."""
-    if wanted and own_pid_namespace_is_left():
-        with home():
-            yield
-    else:
-        yield
 
 
 def flush_standard_streams() -> None:
@@ -261,142 +263,82 @@ def flush_standard_streams() -> None:
 class _Child:
     """The forked child. Nothing of it returns into the caller's frames."""
 
-    def __init__(
-        self,
-        call: _Call,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        channel: socket.socket,
-        control: socket.socket | None,
-    ) -> None:
-        self._call = call
+    def __init__(self, func: Callable[..., Any], args: Sequence[Any], allow_imports: bool) -> None:
+        self.is_guarded = False
         self._func = func
         self._args = args
-        self._channel = channel
-        self._control = control
+        self._allow_imports = allow_imports
 
-    def run(self, caller: int, mask: CData) -> NoReturn:
+    def run(self, work: CData) -> NoReturn:
         status = 255
         try:
-            lib.nsjoin_restore_signals(mask)
-            self._prepare(caller)
-            status = self._stand_between() if self._call.fork else self._call_it()
-        except _StepFailed as failed:
-            _transfer.send(self._channel, _FAILED, _REPORT.pack(*failed.args))
+            lib.nsjoin_go_inside(work)
+            if self.is_guarded:
+                _guard.enter_thread(allow_imports=self._allow_imports)
+            in_the_middle = work.flags & lib.NSJOIN_FORK and not work.is_born_inside
+            status = self._stand_between(work) if in_the_middle else self._call_it(work)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
 
-    def _prepare(self, caller: int) -> None:
-        """Everything that the joiner does for a program, in its order."""
-        call = self._call
-        self._step(At.PLAN, 0, _shim.be_undumpable)
-        if call.ids.drop_groups:
-            self._step(At.GROUPS, 0, lambda: os.setgroups([]), errno.EPERM)
-        _join(call.joins, self._step)
-        if call.root >= 0:
-            self._step(At.ROOT, 0, lambda: _change_root(call.root))
-        _take_ids(call.ids, self._step)
-        if call._joins_mnt():
-            _guard.enter_thread(allow_imports=call.allow_imports)
-        self._step(At.SESSION, 0, _shim.die_with_parent)
-        if os.getppid() != caller and not call.fork:
-            os._exit(255)  # it ended before that
-
-    @staticmethod
-    def _step(at: At, index: int, act: Callable[[], Any], allowed: int = 0) -> bool:
-        try:
-            act()
-        except OSError as refused:
-            if refused.errno != allowed:
-                raise _StepFailed(at, index, refused.errno or 0) from None
-            return False
-        return True
-
-    def _stand_between(self) -> int:
+    def _stand_between(self, work: CData) -> int:
         """Fork once more, and pass on how that child ends."""
         middle_is_there, tie = os.pipe()
         try:
             child = os.fork()
         except OSError as refused:
-            raise _StepFailed(At.CLONE, 0, refused.errno or 0) from None
+            lib.nsjoin_give_up(work, At.CLONE, 0, refused.errno)
         if child == 0:
             os.close(tie)
             _shim.die_with_parent()
             if select.select([middle_is_there], [], [], 0)[0]:
                 os._exit(255)  # the middle ended before that
             os.close(middle_is_there)
-            os._exit(self._call_it())
-        self._channel.close()
+            os.close(work.control[1])
+            os._exit(self._call_it(work))
+        os.close(work.channel[1])
         os.close(middle_is_there)
-        return _end_as(self._wait_for(child))
+        return _end_as(_wait_for(child, work.control[1]))
 
-    def _wait_for(self, child: int) -> int:
-        try:
-            pidfd = _shim.pidfd_open(child)
-        except OSError:
-            return os.waitpid(child, 0)[1]
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        assert self._control is not None
-        poll.register(self._control, select.POLLIN)
-        if pidfd not in dict(poll.poll()):
-            os.kill(child, signal.SIGKILL)
-        return os.waitpid(child, 0)[1]
-
-    def _call_it(self) -> int:
-        if self._control is not None:
-            self._control.close()
+    def _call_it(self, work: CData) -> int:
         kind, text, descriptors = self._outcome()
         flush_standard_streams()
-        _transfer.send(self._channel, kind, text, descriptors)
+        try:
+            _transfer.send(work.channel[1], kind, text, descriptors)
+        except OSError as refused:
+            _transfer.send(work.channel[1], _NO_RESULT, f"the result cannot be sent: {refused}".encode())
         return 0
 
-    def _outcome(self) -> tuple[int, bytes, list[int]]:
+    def _outcome(self) -> tuple[int, bytes, Sequence[int]]:
         """Call it: the message about how that went."""
         try:
             self._result = self._func(*self._args)  # kept: what is in it must stay open until it is sent
         except SystemExit as leaving:
-            return _EXIT, repr(leaving.code).encode(), []
+            return _EXIT, repr(leaving.code).encode(), ()
         except BaseException as exception:
             return _exception(exception)
         try:
             return (_RESULT, *_transfer.dump(self._result))
         except Exception as failure:
-            return _NO_RESULT, f"the result cannot be pickled: {failure}".encode(), []
+            return _NO_RESULT, f"the result cannot be pickled: {failure}".encode(), ()
 
 
-class _StepFailed(Exception):  # noqa: N818 - a report, not an error that callers see
-    """At which step of the way inside, at which index, with which errno."""
+def _wait_for(child: int, control: int) -> int:
+    """Wait for the child of the one in the middle, or until we are to end it."""
+    try:
+        pidfd = _shim.pidfd_open(child)
+    except OSError:
+        return os.waitpid(child, 0)[1]
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(control, select.POLLIN)
+    if pidfd not in dict(poll.poll()):
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
 
 
-def _change_root(root: int) -> None:
-    os.fchdir(root)
-    os.chroot(".")
-
-
-def _join(joins: Sequence[Step], step: Callable[..., bool]) -> None:
-    joined = 0
-    for index, (fd, nstypes, how) in enumerate(joins):
-        if how & AGAIN and joined & nstypes:
-            continue
-        allowed = errno.EPERM if how & TRY else 0
-        if step(At.JOIN, index, lambda fd=fd, nstypes=nstypes: _shim.setns(fd, nstypes), allowed):
-            joined |= nstypes
-
-
-def _take_ids(ids: Ids, step: Callable[..., bool]) -> None:
-    if ids.drop_groups:
-        step(At.GROUPS, 0, lambda: os.setgroups([]), errno.EPERM)
-    gid, uid = ids.gid, ids.uid
-    if gid is not None:
-        step(At.IDS, 1, lambda: os.setresgid(*gid), errno.EINVAL if ids.try_gid else 0)
-    if uid is not None:
-        step(At.IDS, 2, lambda: os.setresuid(*uid), errno.EINVAL if ids.try_uid else 0)
-
-
-def _exception(exception: BaseException) -> tuple[int, bytes, list[int]]:
+def _exception(exception: BaseException) -> tuple[int, bytes, Sequence[int]]:
     try:
         text = "".join(traceback.format_exception(type(exception), exception, exception.__traceback__))
     except (ImportError, LookupError) as refused:  # traceback needs a module that the guard does not let it load
@@ -405,7 +347,7 @@ def _exception(exception: BaseException) -> tuple[int, bytes, list[int]]:
         exception.__traceback__ = None
         return (_EXCEPTION, *_transfer.dump((exception, text)))
     except Exception as failure:
-        return _NO_RESULT, f"the exception cannot be pickled ({failure}):\n{text}".encode(), []
+        return _NO_RESULT, f"the exception cannot be pickled ({failure}):\n{text}".encode(), ()
 
 
 def _end_as(status: int) -> int:

@@ -5,13 +5,18 @@
 #include "_setns.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include "joiner_image.h" /* the joiner as bytes: static const unsigned char joiner_image[] */
 
@@ -30,7 +35,8 @@ enum {
     K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
     K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
     K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
-    K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
+    K_PR_SET_PDEATHSIG = 1, K_PR_SET_DUMPABLE = 4,
+    K_CAP_SYS_PTRACE = 19, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
 };
 
 static int result(long value)
@@ -140,19 +146,31 @@ static void close_own(void *unused)
  * are not, or no longer, what they stand for, and the child closes them (_launch.py). */
 static pthread_mutex_t coming_and_going = PTHREAD_MUTEX_INITIALIZER;
 
+static void go_where_the_child_is_born(struct nsjoin_call *call);
+static void come_back(struct nsjoin_call *call);
+
+static _Thread_local struct nsjoin_call *forking; /* the call that this thread forks for */
+
 static void before_fork(void)
 {
     pthread_mutex_lock(&coming_and_going);
+    if (forking)
+        go_where_the_child_is_born(forking);
 }
 
 static void after_fork(void)
 {
+    if (forking)
+        come_back(forking);
     pthread_mutex_unlock(&coming_and_going);
 }
 
 static void after_fork_in_child(void)
 {
     generation++;
+    if (forking)
+        nsjoin_prctl(K_PR_SET_DUMPABLE, 0);
+    forking = NULL;
     pthread_mutex_unlock(&coming_and_going);
 }
 
@@ -475,4 +493,212 @@ void nsjoin_finish(struct nsjoin_work *work)
     close_one(&work->barrier[1]);
     close_one(&work->plan);
     pthread_mutex_unlock(&coming_and_going);
+}
+
+/* --- calls: _call.py ----------------------------------------------------------------------------------------------------
+ *
+ * In C, since what Python writes to while both processes live, and be it a reference count, costs a page fault and a copy. */
+
+static int open_pair(int32_t *pair)
+{
+    int error = result(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair));
+    for (int i = 0; error == 0 && i < 2; i++)
+        if ((pair[i] = lifted(pair[i])) < 0)
+            error = pair[i];
+    return error;
+}
+
+int nsjoin_open_call(struct nsjoin_call *call)
+{
+    pthread_once(&once, set_up);
+    call->channel[0] = call->channel[1] = call->control[0] = call->control[1] = -1;
+    call->self = call->child = -1;
+    call->caller = (int32_t)syscall(SYS_getpid);
+    call->is_open = 1;
+    int error = open_pair(call->channel);
+    if (error == 0 && call->flags & NSJOIN_FORK)
+        error = open_pair(call->control);
+    if (error == 0)
+        call->self = lifted(nsjoin_pidfd_open(call->caller, 0)); /* Linux 5.3 */
+    return error;
+}
+
+static void close_ends(struct nsjoin_call *call, int end)
+{
+    close_one(&call->channel[end]);
+    close_one(&call->control[end]);
+}
+
+void nsjoin_close_call(struct nsjoin_call *call)
+{
+    if (!call->is_open)
+        return;
+    call->is_open = 0;
+    close_ends(call, 0);
+    close_ends(call, 1);
+    close_one(&call->self);
+    close_one(&call->child);
+    for (int i = 0; i < call->n_fds; i++)
+        close_one(&call->fds[i]);
+}
+
+static int is_same(int one, int other)
+{
+    struct stat a, b;
+    return fstat(one, &a) == 0 && fstat(other, &b) == 0 && a.st_ino == b.st_ino;
+}
+
+/* Of a PID namespace, setns(2) changes only what the thread's children are born into. So the caller's thread can go there
+ * for the time of the fork, which saves a process in the middle; libc calls this right before the system call, and
+ * come_back right after it: no other code of this process runs meanwhile.
+ *
+ * For a moment the child is there without being undumpable. Who could use that must hold all its capabilities or
+ * CAP_SYS_PTRACE (ptrace(2), PTRACE_MODE_READ); if CAP_SYS_PTRACE is one of them, he may look into it anyway. */
+static void go_where_the_child_is_born(struct nsjoin_call *call)
+{
+    if (!(call->flags & NSJOIN_FORK))
+        return;
+    if (call->self >= 0 && nsjoin_has(K_CAP_SYS_PTRACE) == 1 && check_way_back(call->children) == 0)
+        for (int i = 0; i < call->n_joins && !call->is_born_inside; i++)
+            if (call->joins[i].nstypes & CLONE_NEWPID)
+                call->is_born_inside = nsjoin_setns(call->joins[i].fd, CLONE_NEWPID) == 0;
+    call->is_away = call->is_born_inside;
+    if (!call->is_away && !is_same(call->home, call->children)) /* inside enter(pid, "pid"): the middle belongs home */
+        call->is_away = nsjoin_setns(call->home, CLONE_NEWPID) == 0;
+}
+
+static void come_back(struct nsjoin_call *call)
+{
+    if (call->is_away)
+        call->error = nsjoin_setns(call->children, CLONE_NEWPID);
+    call->is_away = 0;
+}
+
+int nsjoin_begin_fork(struct nsjoin_call *call)
+{
+    int error = nsjoin_block_signals(&call->sigmask);
+    if (error == 0) {
+        call->is_blocked = 1;
+        forking = call;
+    }
+    return error;
+}
+
+int nsjoin_end_fork(struct nsjoin_call *call)
+{
+    forking = NULL;
+    if (call->is_blocked)
+        nsjoin_restore_signals(&call->sigmask);
+    call->is_blocked = 0;
+    close_ends(call, 1);
+    return call->error;
+}
+
+static int send_head(const struct nsjoin_call *call)
+{
+    return result(syscall(SYS_write, call->channel[1], &call->head, sizeof call->head));
+}
+
+void nsjoin_give_up(struct nsjoin_call *call, int step, int index, int error)
+{
+    call->head = (struct nsjoin_head){0, step, index, error, 0};
+    _exit(send_head(call) < 0 ? 254 : 255);
+}
+
+/* error is 0 or negative; -allowed is no failure. */
+static int must(struct nsjoin_call *call, int step, int index, int error, int allowed)
+{
+    if (error < 0 && error != -allowed)
+        nsjoin_give_up(call, step, index, -error);
+    return error == 0;
+}
+
+static void drop_groups(struct nsjoin_call *call)
+{
+    if (call->flags & NSJOIN_DROP_GROUPS)
+        must(call, NSJOIN_STEP_GROUPS, 0, result(setgroups(0, NULL)), EPERM);
+}
+
+static void join(struct nsjoin_call *call)
+{
+    uint32_t joined = 0;
+    for (int i = 0; i < call->n_joins; i++) {
+        const struct nsjoin_join *step = &call->joins[i];
+        uint32_t nstypes = call->is_born_inside ? step->nstypes & ~(uint32_t)CLONE_NEWPID : step->nstypes;
+        if (nstypes == 0 || (step->how & NSJOIN_AGAIN && joined & nstypes))
+            continue;
+        if (must(call, NSJOIN_STEP_JOIN, i, nsjoin_setns(step->fd, (int)nstypes), step->how & NSJOIN_TRY ? EPERM : 0))
+            joined |= nstypes;
+    }
+}
+
+/* Joining a user namespace and changing ids set this to fs.suid_dumpable, which may be 1. */
+static void hide(struct nsjoin_call *call)
+{
+    must(call, NSJOIN_STEP_PLAN, 0, nsjoin_prctl(K_PR_SET_DUMPABLE, 0), 0);
+}
+
+static void take_ids(struct nsjoin_call *call)
+{
+    const int no_gid = call->flags & NSJOIN_TRY_GID ? EINVAL : 0, no_uid = call->flags & NSJOIN_TRY_UID ? EINVAL : 0;
+    if (call->flags & NSJOIN_SETGID)
+        must(call, NSJOIN_STEP_IDS, 1, result(setresgid(call->gid, call->gid, call->gid)), no_gid);
+    if (call->flags & NSJOIN_SETUID)
+        must(call, NSJOIN_STEP_IDS, 2, result(setresuid(call->uid, call->uid, call->uid)), no_uid);
+}
+
+/* It may have ended before PR_SET_PDEATHSIG. getppid(2) says 0 where the caller is in another PID namespace. */
+static int caller_is_there(const struct nsjoin_call *call)
+{
+    struct pollfd self = {call->self, POLLIN, 0};
+    long parent = syscall(SYS_getppid);
+    return self.fd >= 0 ? poll(&self, 1, 0) == 0 : parent == call->caller || parent == 0;
+}
+
+void nsjoin_go_inside(struct nsjoin_call *call)
+{
+    nsjoin_restore_signals(&call->sigmask);
+    close_ends(call, 0);
+    hide(call);
+    drop_groups(call);
+    join(call);
+    hide(call);
+    if (call->root >= 0)
+        must(call, NSJOIN_STEP_ROOT, 0, change_root(call->root), 0);
+    drop_groups(call);
+    take_ids(call);
+    hide(call);
+    must(call, NSJOIN_STEP_SESSION, 0, nsjoin_prctl(K_PR_SET_PDEATHSIG, SIGKILL), 0);
+    if (!caller_is_there(call))
+        _exit(255);
+    close_one(&call->self);
+}
+
+int64_t nsjoin_next_length(struct nsjoin_call *call)
+{
+    ssize_t n = recv(call->channel[0], &call->head, sizeof call->head, MSG_PEEK | MSG_DONTWAIT);
+    if (n < 0)
+        return -errno;
+    return n == (ssize_t)sizeof call->head ? call->head.length : -ENODATA;
+}
+
+static void take_descriptors(struct nsjoin_call *call, struct msghdr *message)
+{
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
+        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+            continue;
+        call->n_fds = (int32_t)((part->cmsg_len - CMSG_LEN(0)) / sizeof *call->fds);
+        memcpy(call->fds, CMSG_DATA(part), (size_t)call->n_fds * sizeof *call->fds);
+    }
+}
+
+int nsjoin_receive(struct nsjoin_call *call, char *text)
+{
+    _Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof call->fds)];
+    struct iovec parts[] = {{&call->head, sizeof call->head}, {text, (size_t)call->head.length}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2, .msg_control = room, .msg_controllen = sizeof room};
+    if (recvmsg(call->channel[0], &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) < 0)
+        return -errno;
+    take_descriptors(call, &message);
+    return message.msg_flags & MSG_CTRUNC ? -EMFILE : 0; /* RLIMIT_NOFILE: not all could be taken */
 }

@@ -145,6 +145,48 @@ int nsjoin_enter(struct nsjoin_stay *stay, const struct nsjoin_trip *trip);
 int nsjoin_leave(struct nsjoin_stay *stay);
 /* Whether this thread has a capability in its user namespace. */
 int nsjoin_has(int capability);
+
+/* One call in a forked child: the way inside, what both ends hold, the message. Filled and emptied by C, as a stay is;
+ * all zero is a call that is not open. */
+struct nsjoin_call {
+    int32_t is_open;
+    /* the way inside, as in a plan */
+    int32_t n_joins;
+    struct nsjoin_join joins[64];
+    int32_t root;               /* an O_PATH descriptor that becomes the root, -1: as it is */
+    uint32_t flags;             /* enum nsjoin_flag: NSJOIN_FORK, and those of ids */
+    uint32_t uid, gid;
+    /* descriptors, -1: none */
+    int32_t channel[2];         /* sockets that carry records: the caller's end, the child's */
+    int32_t control[2];         /* with NSJOIN_FORK: the caller's end, that of the process in the middle */
+    int32_t home, children;     /* with NSJOIN_FORK: the PID namespaces of the caller and of its children */
+    int32_t self, child;        /* pidfds */
+    /* the fork */
+    int32_t caller;             /* pid */
+    uint64_t sigmask;           /* of the caller, while its signals are blocked */
+    int32_t is_blocked;
+    int32_t is_away;            /* the caller's children would be born elsewhere, until it is undone */
+    int32_t is_born_inside;     /* the child was: no process in the middle is needed */
+    int32_t error;              /* -errno of the caller's way back */
+    /* a message: text of this length follows its head, and descriptors come with it */
+    struct nsjoin_head { int32_t kind, step, index, error; int64_t length; } head;
+    int32_t n_fds;
+    int32_t fds[254];
+};
+int nsjoin_open_call(struct nsjoin_call *call);
+void nsjoin_close_call(struct nsjoin_call *call);
+/* Before and after fork(2) in the caller. Signals are blocked between them, and where the caller can go there and come
+ * back, the child is born in the PID namespace that is to be joined. The second is -errno of that way back. */
+int nsjoin_begin_fork(struct nsjoin_call *call);
+int nsjoin_end_fork(struct nsjoin_call *call);
+/* In the child: everything that the joiner does for a program, in its order. Does not return if a step fails. */
+void nsjoin_go_inside(struct nsjoin_call *call);
+/* In the child: sends the report of a failed step, and ends. */
+void nsjoin_give_up(struct nsjoin_call *call, int step, int index, int error);
+/* In the caller: the length of the next message's text, -ENODATA if there is none; then the message. */
+int64_t nsjoin_next_length(struct nsjoin_call *call);
+int nsjoin_receive(struct nsjoin_call *call, char *text);
+
 /* Inode numbers of the namespaces that the pidfd's process (-1: this thread) is in; 0 where it has none. */
 int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes);
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import io
 import os
 import pickle
 import socket
 import struct
-from array import array
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Generator
+from . import _shim
+from ._shim import ffi, lib
 
-_HEAD = struct.Struct("=Bq")  # kind, length of the pickle
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._setns import CData
+
+_HEAD = struct.Struct("4iq")  # struct nsjoin_head
+_IN_FILE = -1  # the kind of a record that carries the text of the next one
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD, unix(7)
-_CHUNK = 1 << 20
-_MSG_CMSG_CLOEXEC = 0x40000000  # PyPy's socket has no name for it
+_MFD_CLOEXEC = 1
 
 
 class _Pickler(pickle.Pickler):
@@ -52,7 +56,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, descriptors: list[int]) -> None:
+    def __init__(self, file: io.BytesIO, descriptors: Any) -> None:
         super().__init__(file)
         self._descriptors = descriptors
 
@@ -70,85 +74,57 @@ class _Unpickler(pickle.Unpickler):
 
 def dump(obj: Any) -> tuple[bytes, list[int]]:
     """The pickle of ``obj`` and the descriptors that belong to it. Whatever pickle raises."""
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer)
-    pickler.dump(obj)
-    return buffer.getvalue(), pickler.descriptors
-
-
-def send(channel: socket.socket, kind: int, text: bytes = b"", descriptors: list[int] | None = None) -> None:
-    """Send a message: its kind, and what ``dump`` gave."""
-    head = _HEAD.pack(kind, len(text))
-    if descriptors:
-        socket.send_fds(channel, [head], descriptors)
-    else:
-        channel.sendall(head)
-    channel.sendall(text)
-
-
-class Message:
-    """What ``receive`` has got: owns the descriptors until ``load`` makes objects of them."""
-
-    def __init__(self, kind: int, length: int, descriptors: list[int]) -> None:
-        self.kind = kind
-        self.length = length
-        self.text = bytearray()
-        self._descriptors = descriptors
-
-    def load(self) -> Any:
-        """The object. Whatever unpickling raises; descriptors that nobody has taken are closed."""
-        try:
-            return _Unpickler(io.BytesIO(self.text), self._descriptors).load()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Close the descriptors that are still ours."""
-        for fd in self._descriptors:
-            if fd >= 0:
-                os.close(fd)
-        self._descriptors = []
-
-
-def receive(channel: socket.socket) -> Generator[None, None, Message | None]:
-    """Receive one message; yields whenever there is nothing to read yet. None: the other end has gone before."""
-    head = b""
-    descriptors: list[int] = []
-    message: Message | None = None
     try:
-        while message is None or len(message.text) < message.length:
-            yield
-            if message is None:
-                part, new = _receive_head(channel, _HEAD.size - len(head))
-                descriptors += new
-                head += part
-                if len(head) == _HEAD.size:
-                    kind, length = _HEAD.unpack(head)
-                    message = Message(kind, length, descriptors)
-            else:
-                part = channel.recv(min(_CHUNK, message.length - len(message.text)))
-                message.text += part
-            if not part:
-                _close(descriptors)
-                return None
-    except BaseException:
-        _close(descriptors)
-        raise
-    return message
+        return pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), []  # all in C; refuses sockets and files
+    except Exception:  # noqa: BLE001 - whatever an object raises: once more, and then it counts
+        buffer = io.BytesIO()
+        pickler = _Pickler(buffer)
+        pickler.dump(obj)
+        return buffer.getvalue(), pickler.descriptors
 
 
-def _receive_head(channel: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    # not socket.recv_fds, which does not pass on its flags (Python 3.9 to 3.13)
-    room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array("i").itemsize)
-    part, ancillary, _, _ = channel.recvmsg(size, room, _MSG_CMSG_CLOEXEC)
-    descriptors = array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return part, list(descriptors)
+def load(text: Any, call: CData) -> Any:
+    """The object that ``dump`` was given, from what ``receive`` returned. Whatever unpickling raises."""
+    return _Unpickler(io.BytesIO(text), call.fds).load() if call.n_fds else pickle.loads(text)
 
 
-def _close(descriptors: list[int]) -> None:
-    for fd in descriptors:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+def send(channel: int, kind: int, text: bytes = b"", descriptors: Sequence[int] = ()) -> None:
+    """Send ``text`` as one record, with copies of the descriptors; what is too large for one, as a file in memory."""
+    try:
+        _send_record(channel, kind, text, descriptors)
+    except OSError as refused:
+        if refused.errno != errno.EMSGSIZE:
+            raise
+        with open(_shim.memfd_create(b"nsjoin-result", _MFD_CLOEXEC), "wb") as file:
+            file.write(text)
+            file.flush()
+            _send_record(channel, _IN_FILE, b"", [file.fileno()])
+        _send_record(channel, kind, b"", descriptors)
+
+
+def _send_record(channel: int, kind: int, text: bytes, descriptors: Sequence[int]) -> None:
+    record = _HEAD.pack(kind, 0, 0, 0, len(text)) + text
+    if not descriptors:
+        os.write(channel, record)
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(channel)) as sender:
+        socket.send_fds(sender, [record], descriptors)
+
+
+def receive(call: CData) -> Any:
+    """The text of the message that the child has left, a buffer; None: it has left none. Its kind is ``call.head.kind``.
+
+    Does not wait: for a child that has ended. OSError where its descriptors cannot be taken.
+    """
+    length = lib.nsjoin_next_length(call)
+    if length < 0:
+        return None
+    text = ffi.new("char[]", length)
+    _shim.check(lib.nsjoin_receive(call, text))
+    if call.head.kind != _IN_FILE:
+        return ffi.buffer(text, length)
+    fd, call.fds[0] = call.fds[0], -1
+    with open(fd, "rb") as file:
+        file.seek(0)
+        written = file.read()
+    return None if receive(call) is None else written
