@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import ExitStack
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,6 +33,7 @@ _FAILED, _RESULT, _EXCEPTION, _EXIT, _NO_RESULT = range(5)
 
 _PID, _MNT = BY_NAME["pid"], BY_NAME["mnt"].flag
 
+_UNCHANGED = Ids()
 _LOST = "the thread's children are still born in the target, and it should run nothing more than its end"
 
 
@@ -108,7 +108,7 @@ class _Call:
         self.at_home = False
         self.go_home = False
         self.root = -1
-        self.ids = Ids()
+        self.ids = _UNCHANGED
         self.attributes = NO_ATTRIBUTES  # the child stays as it is in all but its namespaces and ids
         self.check_cwd = False
         self.born_in: Cgroup | None = None
@@ -135,26 +135,24 @@ class _Call:
         return 0
 
     def _begin(self) -> None:
-        self._child.is_guarded = any(step.nstypes & _MNT for step in self.joins)
-        if self._child.is_guarded:
-            _guard.prepare()
+        for step in self.joins:
+            if step.nstypes & _MNT:
+                self._child.is_guarded = True
+                _guard.prepare()
         flush_standard_streams()
         work = self._work = ffi.new("struct nsjoin_call *")
         work.n_joins, work.joins, work.root = len(self.joins), self.joins, self.root
-        _fill_ids(work, self.ids)
-        if not self.fork:
-            self._fork(work)
-            return
-        work.flags |= lib.NSJOIN_FORK
-        with ExitStack() as stack:
+        if self.ids is not _UNCHANGED:
+            _fill_ids(work, self.ids)
+        if self.fork:
+            work.flags |= lib.NSJOIN_FORK
+        _shim.check(lib.nsjoin_open_call(work))
+        if self.fork and work.children < 0:  # before Linux 6.11
             work.home = _shim.own_namespace(_PID)
-            stack.callback(os.close, work.home)
             work.children = _shim.own_namespace(_PID, for_children=True)
-            stack.callback(os.close, work.children)
-            self._fork(work)
+        self._fork(work)
 
     def _fork(self, work: CData) -> None:
-        _shim.check(lib.nsjoin_open_call(work))
         lost = 0
         try:
             # An exception of a signal handler would send the child up the frames of our callers.
@@ -173,12 +171,8 @@ class _Call:
 
     def _wait(self) -> Generator[int, None, None]:
         work, child = self._work, self._forked[0]
-        try:
-            work.child = _shim.pidfd_open(child)
-        except OSError:  # an old kernel, or somebody else has reaped it
-            yield work.channel[0]
-        else:
-            yield work.child
+        # without a pidfd (an old kernel, or somebody else has reaped it) the message tells, or that there will be none
+        yield work.child if lib.nsjoin_watch(work, child) >= 0 else work.channel[0]
         try:
             status = os.waitpid(child, 0)[1]
         except ChildProcessError:
@@ -244,7 +238,7 @@ def _fill_ids(work: CData, ids: Ids) -> None:
     ):
         if wanted:
             work.flags |= flag
-    work.uid, work.gid = ids.uid or 0, ids.gid or 0
+    work.uid, work.gid = (ids.uid or (0,))[0], (ids.gid or (0,))[0]
 
 
 def _died(status: int) -> CallError:
@@ -274,7 +268,7 @@ class _Child:
         try:
             lib.nsjoin_go_inside(work)
             if self.is_guarded:
-                _guard.enter_thread(allow_imports=self._allow_imports)
+                _guard.enter_process(allow_imports=self._allow_imports)
             in_the_middle = work.flags & lib.NSJOIN_FORK and not work.is_born_inside
             status = self._stand_between(work) if in_the_middle else self._call_it(work)
         except BaseException:
@@ -288,7 +282,7 @@ class _Child:
         try:
             child = os.fork()
         except OSError as refused:
-            lib.nsjoin_give_up(work, At.CLONE, 0, refused.errno)
+            lib.nsjoin_give_up(work, At.CLONE, 0, refused.errno or 0)
         if child == 0:
             os.close(tie)
             _shim.die_with_parent()

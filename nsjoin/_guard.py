@@ -51,6 +51,7 @@ _is_prepared = False
 _thread = threading.local()
 #: Inode numbers of mount namespaces that were entered: threads that were born there are there still.
 _foreign: set[int] = set()
+_is_foreign = False  # the whole process: the child of a call
 
 
 class _Guard:
@@ -81,7 +82,7 @@ def is_guarded() -> bool:
     allowed = getattr(_thread, "allowed", None)
     if allowed is not None:
         return not allowed
-    return bool(_foreign) and _own_mount_inode() in _foreign
+    return _is_foreign or (bool(_foreign) and _own_mount_inode() in _foreign)
 
 
 def _own_mount_inode() -> int:
@@ -101,6 +102,13 @@ def enter_thread(*, allow_imports: bool, left: int = 0) -> Any:
     if inode and not allow_imports:  # 0: the kernel does not tell, and every thread would be taken for one inside
         _foreign.add(inode)
     return before
+
+
+def enter_process(*, allow_imports: bool) -> None:
+    """This process, which has one thread, has left its mount namespace for good."""
+    global _is_foreign
+    _thread.allowed = allow_imports
+    _is_foreign = not allow_imports
 
 
 def leave_thread(before: Any) -> None:

@@ -512,7 +512,7 @@ int nsjoin_open_call(struct nsjoin_call *call)
 {
     pthread_once(&once, set_up);
     call->channel[0] = call->channel[1] = call->control[0] = call->control[1] = -1;
-    call->self = call->child = -1;
+    call->home = call->children = call->self = call->child = -1;
     call->caller = (int32_t)syscall(SYS_getpid);
     call->is_open = 1;
     int error = open_pair(call->channel);
@@ -520,7 +520,16 @@ int nsjoin_open_call(struct nsjoin_call *call)
         error = open_pair(call->control);
     if (error == 0)
         call->self = lifted(nsjoin_pidfd_open(call->caller, 0)); /* Linux 5.3 */
+    if (error == 0 && call->flags & NSJOIN_FORK) {
+        call->home = nsjoin_own(K_PIDFD_GET_PID); /* Linux 6.11 */
+        call->children = nsjoin_own(K_PIDFD_GET_PID_FOR_CHILDREN);
+    }
     return error;
+}
+
+int nsjoin_watch(struct nsjoin_call *call, int pid)
+{
+    return call->child = lifted(nsjoin_pidfd_open(pid, 0));
 }
 
 static void close_ends(struct nsjoin_call *call, int end)
@@ -536,6 +545,8 @@ void nsjoin_close_call(struct nsjoin_call *call)
     call->is_open = 0;
     close_ends(call, 0);
     close_ends(call, 1);
+    close_one(&call->home);
+    close_one(&call->children);
     close_one(&call->self);
     close_one(&call->child);
     for (int i = 0; i < call->n_fds; i++)
@@ -684,12 +695,11 @@ int64_t nsjoin_next_length(struct nsjoin_call *call)
 
 static void take_descriptors(struct nsjoin_call *call, struct msghdr *message)
 {
-    for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
-        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
-            continue;
-        call->n_fds = (int32_t)((part->cmsg_len - CMSG_LEN(0)) / sizeof *call->fds);
-        memcpy(call->fds, CMSG_DATA(part), (size_t)call->n_fds * sizeof *call->fds);
-    }
+    const struct cmsghdr *part = CMSG_FIRSTHDR(message); /* there is no other kind, as nobody has asked for it */
+    if (!part)
+        return;
+    call->n_fds = (int32_t)((part->cmsg_len - CMSG_LEN(0)) / sizeof *call->fds);
+    memcpy(call->fds, CMSG_DATA(part), (size_t)call->n_fds * sizeof *call->fds);
 }
 
 int nsjoin_receive(struct nsjoin_call *call, char *text)

@@ -173,12 +173,15 @@ struct nsjoin_call {
     int32_t n_fds;
     int32_t fds[254];
 };
+/* Opens what the kernel can open at once; home and children stay -1 where it cannot. */
 int nsjoin_open_call(struct nsjoin_call *call);
 void nsjoin_close_call(struct nsjoin_call *call);
 /* Before and after fork(2) in the caller. Signals are blocked between them, and where the caller can go there and come
  * back, the child is born in the PID namespace that is to be joined. The second is -errno of that way back. */
 int nsjoin_begin_fork(struct nsjoin_call *call);
 int nsjoin_end_fork(struct nsjoin_call *call);
+/* Opens the pidfd of the child (Linux 5.3). */
+int nsjoin_watch(struct nsjoin_call *call, int pid);
 /* In the child: everything that the joiner does for a program, in its order. Does not return if a step fails. */
 void nsjoin_go_inside(struct nsjoin_call *call);
 /* In the child: sends the report of a failed step, and ends. */

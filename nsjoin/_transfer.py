@@ -76,7 +76,7 @@ def dump(obj: Any) -> tuple[bytes, list[int]]:
     """The pickle of ``obj`` and the descriptors that belong to it. Whatever pickle raises."""
     try:
         return pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), []  # all in C; refuses sockets and files
-    except Exception:  # noqa: BLE001 - whatever an object raises: once more, and then it counts
+    except Exception:  # whatever an object raises: once more, and then it counts
         buffer = io.BytesIO()
         pickler = _Pickler(buffer)
         pickler.dump(obj)
@@ -112,7 +112,7 @@ def _send_record(channel: int, kind: int, text: bytes, descriptors: Sequence[int
 
 
 def receive(call: CData) -> Any:
-    """The text of the message that the child has left, a buffer; None: it has left none. Its kind is ``call.head.kind``.
+    """The text of the message that the child has left, a buffer, or None. Its kind is ``call.head.kind``.
 
     Does not wait: for a child that has ended. OSError where its descriptors cannot be taken.
     """

@@ -258,8 +258,14 @@ def test_with_a_pid_namespace_the_joiner_clones_and_its_child_does_the_rest(stra
 
 #: What the vfork child may call: in the caller's memory, beside its threads, only what is a system call and no more
 AFTER_VFORK = {"syscall", "fcntl", "pwrite", "_exit", "__errno_location"}
-#: What the rest of the shim calls: system calls too, the bookkeeping of the thread's own pidfd, the lock against forks
-IN_THE_CALLER = {"clone", "close", "fstat", "open", "fchdir", "chroot", "pipe2"} | {
+#: What the rest of the shim calls: system calls too, those for ids in the child of a call, where there is one thread;
+#: the bookkeeping of the thread's own pidfd, the lock against forks
+IN_THE_CALLER = {"clone", "close", "fstat", "open", "fchdir", "chroot", "pipe2", "socketpair", "recv", "recvmsg"} | {
+    "poll",
+    "memcpy",
+    "setgroups",
+    "setresgid",
+    "setresuid",
     "pthread_atfork",
     "__register_atfork",
     "pthread_key_create",

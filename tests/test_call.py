@@ -205,7 +205,12 @@ def test_too_many_or_closed_descriptors_are_told(target):
 
 
 def test_large_results(target):
-    assert len(call_in(target.pid, lambda: bytes(20 << 20), namespaces=NET)) == 20 << 20
+    for size in (1000, 100 << 10, 200 << 10, 300 << 10, 20 << 20):
+        assert len(call_in(target.pid, lambda size=size: bytes(size), namespaces=NET)) == size
+    made, text = call_in(target.pid, lambda: (socket.socket(), "x" * (1 << 20)), namespaces=NET)
+    with made:
+        assert made.family == socket.AF_INET
+    assert len(text) == 1 << 20
 
 
 @BOTH
@@ -241,6 +246,94 @@ def test_inside_enter_the_child_is_still_the_callers(start, target):
     with nsjoin.enter(other.pid, "pid"):
         inside = call_in(target.pid, lambda: os.stat("/proc/self/ns/pid").st_ino, namespaces=("pid", "mnt"))
     assert inside == os.stat(f"/proc/{target.pid}/ns/pid").st_ino
+
+
+def test_inside_enter_a_call_that_does_not_ask_for_pid_is_made_there(start, target):
+    if not IS_ROOT:
+        pytest.skip("entering a PID namespace is for root")
+    other = start("pid")
+    with nsjoin.enter(other.pid, "pid"):
+        inside = call_in(target.pid, lambda: os.stat("/proc/self/ns/net").st_ino, namespaces=("net",))
+        assert 1 < call_in(target.pid, os.getpid, namespaces=("net",)) < 100
+    assert inside == os.stat(f"/proc/{target.pid}/ns/net").st_ino
+
+
+def children_are_born_in():
+    return os.stat("/proc/thread-self/ns/pid_for_children").st_ino
+
+
+@requires_root
+def test_hooks_of_others_run_while_this_thread_is_at_home(target):
+    seen = []
+    is_watching = True
+
+    def look():
+        if is_watching:
+            seen.append(children_are_born_in())
+
+    os.register_at_fork(before=look, after_in_parent=look)
+    try:
+        call_in(target.pid, os.getpid, namespaces=("pid",))
+    finally:
+        is_watching = False
+    assert seen == [children_are_born_in()] * 2
+
+
+@requires_root
+def test_a_child_that_is_born_inside_ends_when_its_caller_has_ended_before(target):
+    """Held in a fork hook of Python's until its caller is gone, which PR_SET_PDEATHSIG then does not tell any more."""
+    ran_reader, ran_writer = os.pipe()
+    go_reader, go_writer = os.pipe()
+
+    def hold():
+        os.write(ran_writer, b"born")
+        os.read(go_reader, 1)
+
+    caller = os.fork()
+    if caller == 0:
+        os.close(go_writer)
+        os.close(ran_reader)
+        os.register_at_fork(after_in_child=hold)
+        call_in(target.pid, lambda: os.write(ran_writer, b"called"), namespaces=("pid",))
+        os._exit(0)
+    os.close(ran_writer)
+    assert os.read(ran_reader, 10) == b"born"
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    os.write(go_writer, b"x")
+    assert os.read(ran_reader, 10) == b""
+    for fd in (ran_reader, go_reader, go_writer):
+        os.close(fd)
+
+
+def test_a_child_that_dies_is_noticed_while_another_call_holds_a_copy_of_its_socket(target):
+    """The second child is forked while the first call's socket is open, and lives until we let it go."""
+    born, first_goes, second_goes = os.pipe(), os.pipe(), os.pipe()
+
+    def first():
+        os.write(born[1], b"1")
+        os.read(first_goes[0], 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def second():
+        os.write(born[1], b"2")
+        os.read(second_goes[0], 1)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        calls = []
+        for func in (first, second):
+            calls.append(asyncio.ensure_future(nsjoin.aio.call_in(target.pid, func, namespaces=NET)))
+            await loop.run_in_executor(None, os.read, born[0], 1)
+        os.write(first_goes[1], b"x")
+        with pytest.raises(CallDiedError):
+            await calls[0]
+        os.write(second_goes[1], b"x")
+        await calls[1]
+
+    asyncio.run(main())
+    for fd in (*born, *first_goes, *second_goes):
+        os.close(fd)
 
 
 def test_join_errors_are_those_of_spawn_in(target, start):
