@@ -250,8 +250,10 @@ def _died(status: int) -> CallError:
 def flush_standard_streams() -> None:
     """What is buffered before a fork would be written twice."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and not stream.closed:
+        try:
             stream.flush()
+        except (AttributeError, ValueError):  # None, or closed
+            continue
 
 
 class _Child:

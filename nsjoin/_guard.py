@@ -51,7 +51,7 @@ _is_prepared = False
 _thread = threading.local()
 #: Inode numbers of mount namespaces that were entered: threads that were born there are there still.
 _foreign: set[int] = set()
-_is_foreign = False  # the whole process: the child of a call
+_process_allows: bool | None = None  # the child of a call, all of which is elsewhere
 
 
 class _Guard:
@@ -80,9 +80,11 @@ def _is_part_of_python(name: str) -> bool:
 def is_guarded() -> bool:
     """Whether this thread may load nothing now: it has entered a foreign mount namespace, or was born in one."""
     allowed = getattr(_thread, "allowed", None)
+    if allowed is None:
+        allowed = _process_allows
     if allowed is not None:
         return not allowed
-    return _is_foreign or (bool(_foreign) and _own_mount_inode() in _foreign)
+    return bool(_foreign) and _own_mount_inode() in _foreign
 
 
 def _own_mount_inode() -> int:
@@ -106,9 +108,9 @@ def enter_thread(*, allow_imports: bool, left: int = 0) -> Any:
 
 def enter_process(*, allow_imports: bool) -> None:
     """This process, which has one thread, has left its mount namespace for good."""
-    global _is_foreign
-    _thread.allowed = allow_imports
-    _is_foreign = not allow_imports
+    global _process_allows
+    _process_allows = allow_imports
+    vars(_thread).clear()
 
 
 def leave_thread(before: Any) -> None:
