@@ -84,12 +84,6 @@ def die_with_parent() -> None:
     check(lib.nsjoin_prctl(1, 9))
 
 
-def be_undumpable() -> None:
-    """Keep this process's memory and /proc from everybody without CAP_SYS_PTRACE where it was started
-    (PR_SET_DUMPABLE), and from core files."""
-    check(lib.nsjoin_prctl(4, 0))
-
-
 def pidfd_pid(pidfd: int) -> int:
     """The pid of a pidfd's process as this process sees it (PIDFD_GET_INFO, Linux 6.13)."""
     info = ffi.new("unsigned char[]", _PIDFD_INFO_MASK_PID + bytes(_PIDFD_INFO_SIZE - 8))
