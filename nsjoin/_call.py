@@ -147,8 +147,9 @@ class _Call:
         if self.fork:
             work.flags |= lib.NSJOIN_FORK
         _shim.check(lib.nsjoin_open_call(work))
-        if self.fork and work.children < 0:  # before Linux 6.11
+        if self.fork and work.home < 0:  # before Linux 6.11
             work.home = _shim.own_namespace(_PID)
+        if self.fork and work.children < 0:
             work.children = _shim.own_namespace(_PID, for_children=True)
         self._fork(work)
 
@@ -280,22 +281,29 @@ class _Child:
 
     def _stand_between(self, work: CData) -> int:
         """Fork once more, and pass on how that child ends."""
-        middle_is_there, tie = os.pipe()
         try:
+            middle_is_there, tie = os.pipe()
             child = os.fork()
         except OSError as refused:
             lib.nsjoin_give_up(work, At.CLONE, 0, refused.errno or 0)
         if child == 0:
             os.close(tie)
-            _shim.die_with_parent()
-            if select.select([middle_is_there], [], [], 0)[0]:
-                os._exit(255)  # the middle ended before that
-            os.close(middle_is_there)
-            os.close(work.control[1])
+            self._tie_to_the_middle(work, middle_is_there)
             os._exit(self._call_it(work))
         os.close(work.channel[1])
         os.close(middle_is_there)
         return _end_as(_wait_for(child, work.control[1]))
+
+    @staticmethod
+    def _tie_to_the_middle(work: CData, middle_is_there: int) -> None:
+        try:
+            _shim.die_with_parent()
+            if select.select([middle_is_there], [], [], 0)[0]:
+                os._exit(255)  # the middle ended before that
+        except OSError as refused:
+            lib.nsjoin_give_up(work, At.SESSION, 0, refused.errno or 0)
+        os.close(middle_is_there)
+        os.close(work.control[1])
 
     def _call_it(self, work: CData) -> int:
         kind, text, descriptors = self._outcome()
@@ -323,14 +331,14 @@ class _Child:
 def _wait_for(child: int, control: int) -> int:
     """Wait for the child of the one in the middle, or until we are to end it."""
     try:
+        poll = select.poll()
         pidfd = _shim.pidfd_open(child)
-    except OSError:
-        return os.waitpid(child, 0)[1]
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    poll.register(control, select.POLLIN)
-    if pidfd not in dict(poll.poll()):
-        os.kill(child, signal.SIGKILL)
+        poll.register(pidfd, select.POLLIN)
+        poll.register(control, select.POLLIN)
+        if pidfd not in dict(poll.poll()):
+            os.kill(child, signal.SIGKILL)
+    except OSError:  # an old kernel, no memory: then it ends as we do
+        pass
     return os.waitpid(child, 0)[1]
 
 

@@ -663,7 +663,7 @@ static int caller_is_there(const struct nsjoin_call *call)
 {
     struct pollfd self = {call->self, POLLIN, 0};
     long parent = syscall(SYS_getppid);
-    return self.fd >= 0 ? poll(&self, 1, 0) == 0 : parent == call->caller || parent == 0;
+    return self.fd >= 0 ? poll(&self, 1, 0) != 1 : parent == call->caller || parent == 0;
 }
 
 void nsjoin_go_inside(struct nsjoin_call *call)
@@ -688,7 +688,7 @@ void nsjoin_go_inside(struct nsjoin_call *call)
 int64_t nsjoin_next_length(struct nsjoin_call *call)
 {
     ssize_t n = recv(call->channel[0], &call->head, sizeof call->head, MSG_PEEK | MSG_DONTWAIT);
-    if (n < 0)
+    if (n < 0 && errno != EAGAIN && errno != ECONNRESET)
         return -errno;
     return n == (ssize_t)sizeof call->head ? call->head.length : -ENODATA;
 }

@@ -117,8 +117,9 @@ def receive(call: CData) -> Any:
     Does not wait: for a child that has ended. OSError where its descriptors cannot be taken.
     """
     length = lib.nsjoin_next_length(call)
-    if length < 0:
+    if length == -errno.ENODATA:
         return None
+    _shim.check(length)
     text = ffi.new("char[]", length)
     _shim.check(lib.nsjoin_receive(call, text))
     if call.head.kind != _IN_FILE:

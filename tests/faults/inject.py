@@ -1,0 +1,38 @@
+"""Lets every system call of every kind of join fail in every way that ``harness.ERRORS`` knows; ``--kill``: ends there.
+
+As root, with strace and a C compiler. All of it takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from harness import Stage, Tally
+from stage import OPERATIONS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--operation", action="append", choices=OPERATIONS, help="only these (default: all)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th fault")
+    parser.add_argument("--kill", action="store_true", help="SIGKILL at each system call instead of errors")
+    parser.add_argument("--messages", action="store_true", help="show every error")
+    given = parser.parse_args()
+    tally = Tally()
+    with Stage() as stage:
+        for operation in given.operation or OPERATIONS:
+            faults = stage.kills(operation) if given.kill else stage.faults(operation)
+            for fault in faults[:: given.every]:
+                tally.add(fault, stage.inject(fault))
+    if given.messages:
+        for message, count in sorted(tally.messages.items()):
+            print(f"{count:5} {message}")
+    for wrong in tally.wrong:
+        print(f"WRONG {wrong}")
+    print(tally.table())
+    sys.exit(bool(tally.wrong))
+
+
+if __name__ == "__main__":
+    main()
