@@ -310,6 +310,8 @@ class _Child:
         flush_standard_streams()
         try:
             _transfer.send(work.channel[1], kind, text, descriptors)
+        except BrokenPipeError:
+            return 255  # the caller has gone
         except OSError as refused:
             _transfer.send(work.channel[1], _NO_RESULT, f"the result cannot be sent: {refused}".encode())
         return 0

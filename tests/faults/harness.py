@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "/nsjoin-begins", "/nsjoin-ends"
@@ -74,6 +74,7 @@ ERRORS = {
     "setresgid": ("EPERM", "EINVAL", "EAGAIN"),
     "setresuid": ("EPERM", "EINVAL", "EAGAIN"),
     "setsid": ("EPERM",),
+    "socket": (*_NO_DESCRIPTORS, "EPERM"),
     "socketpair": (*_NO_DESCRIPTORS, "ENOBUFS"),
     "statx": _GONE,
     "unshare": ("EPERM", "ENOMEM", "ENOSPC"),
@@ -85,7 +86,12 @@ ERRORS = {
 #: Not injected. Either they cannot fail when they are called as they are here, or the kernel has done its work also
 #: when it says otherwise (close(2)), which strace cannot imitate: it makes the call not happen.
 NEVER = frozenset(
-    ["arch_prctl", "brk", "clock_gettime", "close", "epoll_create1", "epoll_ctl", "epoll_wait", "exit", "exit_group", "faccessat", "faccessat2", "fstat", "futex", "getcwd", "getegid", "geteuid", "getgid", "getpid", "getppid", "getrandom", "getsockname", "getsockopt", "gettid", "getuid", "kill", "madvise", "mmap", "mprotect", "mremap", "munmap", "restart_syscall", "rseq", "rt_sigprocmask", "rt_sigreturn", "rt_sigtimedwait", "sched_getaffinity", "sched_yield", "set_robust_list", "set_tid_address", "setsockopt", "sysinfo", "umask", "uname"]
+    """
+    arch_prctl brk clock_gettime close epoll_create1 epoll_ctl epoll_wait exit exit_group faccessat faccessat2
+    fstat futex getcwd getegid geteuid getgid getpid getppid getrandom getsockname getsockopt gettid getuid kill
+    madvise mmap mprotect mremap munmap restart_syscall rseq rt_sigprocmask rt_sigreturn rt_sigtimedwait
+    sched_getaffinity sched_yield set_robust_list set_tid_address setsockopt sysinfo umask uname
+    """.split()  # noqa: SIM905 - it would be fifty lines
 )
 
 
@@ -119,7 +125,7 @@ class Stage:
             self.folder = Path(folder)
             self.target = stack.enter_context(running_target())
             program = build_program(self.folder)
-            command = [sys.executable, "-Wignore", str(HERE / "stage.py"), str(self.target), str(program)]
+            command = [sys.executable, "-Wignore", str(HERE / "stage.py"), str(program)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             stack.callback(self._end)
             self._stack = stack.pop_all()
@@ -136,13 +142,22 @@ class Stage:
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
-    def perform(self, operation: str, *options: str, limits: dict[str, int] | None = None) -> dict[str, Any]:
-        """Run the operation under strace with these options; without any, without strace."""
+    def perform(
+        self,
+        operation: str,
+        *options: str,
+        limits: dict[str, int] | None = None,
+        target: int | None = None,
+        meanwhile: Callable[[int], object] = lambda _pid: None,
+    ) -> dict[str, Any]:
+        """Run the operation under strace with these options; without any, without strace. ``meanwhile`` gets its pid."""
         assert self._process.stdin is not None
-        print(json.dumps({"operation": operation, "limits": limits or {}}), file=self._process.stdin, flush=True)
+        request = {"operation": operation, "limits": limits or {}, "target": target or self.target}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         pid = self._answer()["pid"]
         with traced(pid, options) if options else contextlib.nullcontext():
-            os.kill(pid, signal.SIGUSR1)  # waits, if it has not come to wait for it yet
+            os.kill(pid, signal.SIGUSR1)
+            meanwhile(pid)
             return {"pid": pid, **self._answer()}
 
     # --- what there is to inject
@@ -262,7 +277,8 @@ def running_target(*more: str) -> Iterator[int]:
         *more,
     ]
     command = ["unshare", *options, "sh", "-c", "echo ready; exec cat >/dev/null"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", "no target"
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
@@ -314,10 +330,11 @@ class Tally:
 
     def __init__(self) -> None:
         self.by_operation: dict[str, Counter[str]] = {}
-        self.wrong: list[str] = []
+        self.wrong = 0
         self.messages: Counter[str] = Counter()
 
-    def add(self, fault: Fault, answer: dict[str, Any]) -> None:
+    def add(self, fault: Fault, answer: dict[str, Any]) -> str | None:
+        """What is wrong with how it went, None if nothing is."""
         problem = verdict(fault, answer)
         counts = self.by_operation.setdefault(fault.operation, Counter())
         counts["injected"] += 1
@@ -327,8 +344,8 @@ class Tally:
         counts[kind] += 1
         if answer["error"]:
             self.messages[f"{fault.call} {fault.what}: {answer['error']}"] += 1
-        if problem:
-            self.wrong.append(f"{fault}: {problem}")
+        self.wrong += problem is not None
+        return problem
 
     def table(self) -> str:
         kinds = ("injected", "success", "error", "caller killed", "wrong")

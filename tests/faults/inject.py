@@ -24,14 +24,14 @@ def main() -> None:
         for operation in given.operation or OPERATIONS:
             faults = stage.kills(operation) if given.kill else stage.faults(operation)
             for fault in faults[:: given.every]:
-                tally.add(fault, stage.inject(fault))
+                problem = tally.add(fault, stage.inject(fault))
+                if problem:
+                    print(f"WRONG {fault}: {problem}", flush=True)
     if given.messages:
         for message, count in sorted(tally.messages.items()):
             print(f"{count:5} {message}")
-    for wrong in tally.wrong:
-        print(f"WRONG {wrong}")
     print(tally.table())
-    sys.exit(bool(tally.wrong))
+    sys.exit(tally.wrong > 0)
 
 
 if __name__ == "__main__":

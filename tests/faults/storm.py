@@ -1,0 +1,135 @@
+"""Joins in a storm of signals: SIGCHLD, SIGALRM and SIGINT, with handlers that return and with handlers that raise.
+
+As root. With handlers that return, every join succeeds. What a handler raises comes out, and then nothing is left behind:
+no process, no zombie, no changed namespace, working directory, root or signal mask. Descriptors are counted: an exception
+may come between a system call of Python's own and the statement that keeps its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from harness import build_program, running_target
+from stage import OPERATIONS, Job, look
+
+from nsjoin import _launch, _shim
+from nsjoin._nstype import BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIGNALS = (signal.SIGCHLD, signal.SIGALRM, signal.SIGINT)
+#: what is looked at after each storm whose handlers raise
+STAYS = ("children", "namespaces", "cwd", "root", "blocked signals", "capabilities", "dumpable")
+QUIET = [name for name in OPERATIONS if name != "call_with_one_in_the_middle"]
+
+
+class Interrupted(BaseException):
+    """What a handler raises."""
+
+
+@contextlib.contextmanager
+def storm(number: int) -> Iterator[None]:
+    """Another process sends the signal to this one, at random moments less than a millisecond apart."""
+    caller = os.getpid()
+    sender = os.fork()
+    if sender == 0:
+        signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(ProcessLookupError):
+            while os.getppid() == caller:
+                os.kill(caller, number)
+                time.sleep(random.uniform(0, 0.001))
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(sender, signal.SIGKILL)
+        os.waitpid(sender, 0)
+
+
+class Storm:
+    """Joins in storms, and counts."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.received = self.joins = self.interrupted = 0
+        self.descriptors: list[str] = []
+        self._may_raise = False
+
+    def _handle(self, _number: int, _frame: Any) -> None:
+        self.received += 1
+        if self._may_raise:
+            self._may_raise = False
+            raise Interrupted
+
+    def run(self, number: int, rounds: int, *, raising: bool) -> None:
+        """Each operation so many times; what was changed is an AssertionError."""
+        before_handler = signal.signal(number, self._handle)
+        before = look()
+        try:
+            with storm(number):
+                for _ in range(rounds):
+                    for name in QUIET:
+                        self._join(name, raising=raising)
+        finally:
+            signal.signal(number, before_handler)
+        after = look()
+        self.descriptors += [link for fd, link in after["descriptors"].items() if fd not in before["descriptors"]]
+        for what in STAYS if raising else before:
+            assert after[what] == before[what], f"{what}: {before[what]}, after it {after[what]}"
+
+    def _join(self, name: str, *, raising: bool) -> None:
+        self.joins += 1
+        job = Job(self.job.target, self.job.program)
+        try:
+            try:
+                self._may_raise = raising
+                OPERATIONS[name](job)
+            finally:
+                self._may_raise = False
+        except Interrupted:
+            self.interrupted += 1
+        job.finish()
+
+
+def kinds(links: list[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(link.partition(":[")[0] for link in links).items())
+
+
+def prepare() -> None:
+    """What is kept for the process's lifetime."""
+    _launch._image.open()
+    _shim.inodes(-1, [BY_NAME["uts"].get])
+    _shim.unshare(0x200)  # CLONE_FS, which enter("mnt") does for good
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100, help="of each operation for each signal and handler")
+    given = parser.parse_args()
+    prepare()
+    with running_target() as target, TemporaryDirectory() as folder:
+        program = str(build_program(Path(folder)))
+        for number in SIGNALS:
+            for raising in (False, True):
+                one = Storm(Job(target, program))
+                one.run(number, given.rounds, raising=raising)
+                print(
+                    f"{number.name}, handler {'raises' if raising else 'returns'}: {one.received} signals, {one.joins} "
+                    f"joins, {one.interrupted} interrupted, {len(one.descriptors)} descriptors left {kinds(one.descriptors)}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
