@@ -150,7 +150,10 @@ class Stage:
         target: int | None = None,
         meanwhile: Callable[[int], object] = lambda _pid: None,
     ) -> dict[str, Any]:
-        """Run the operation under strace with these options; without any, without strace. ``meanwhile`` gets its pid."""
+        """Run the operation under strace with these options; without any, without strace.
+
+        ``meanwhile`` gets the pid of who performs it.
+        """
         assert self._process.stdin is not None
         request = {"operation": operation, "limits": limits or {}, "target": target or self.target}
         print(json.dumps(request), file=self._process.stdin, flush=True)
