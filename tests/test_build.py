@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import fcntl
 import os
 import re
 import runpy
@@ -120,9 +121,11 @@ def carry_out(
     try:
         os.write(plan, pack(job, private, needed))
         os.lseek(plan, 0, os.SEEK_SET)
+        for fd in (plan, *private, *needed):
+            fcntl.fcntl(fd, fcntl.F_SETFD, 0)  # not by pass_fds: PyPy's fails for O_PATH descriptors
         done = subprocess.run(
             [*map(str, command), str(plan)],
-            pass_fds=[plan, *private, *needed],
+            close_fds=False,
             capture_output=True,
             text=True,
             check=False,

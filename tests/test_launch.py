@@ -492,8 +492,6 @@ def test_a_program_that_is_killed_before_exec_has_died_by_that_signal(near, tmp_
 REPORT = """
 import os, sys, nsjoin
 from nsjoin import _launch
-sys.path.insert(0, {tests!r})
-from child import children
 _launch._image.open()
 nsjoin.Namespace.current("uts").close()  # this thread's own pidfd is kept
 before = os.listdir("/proc/self/fd")
@@ -504,6 +502,8 @@ try:
     print("status", process.returncode)
 except OSError as error:
     print(type(error).__name__, getattr(error, "step", None), error.errno)
+sys.path.insert(0, {tests!r})
+from child import children  # not before: it needs ctypes, and on PyPy that runs a program at its import
 if children() or len(os.listdir("/proc/self/fd")) != len(before):
     print("left:", children(), os.listdir("/proc/self/fd"))
 """
