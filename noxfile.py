@@ -61,8 +61,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=[*CPYTHONS, *PYPYS])
 def tests(session: nox.Session) -> None:
-    """The tests. Arguments go to pytest."""
-    session.install("-e", ".[test]")
+    """The tests, with the other event loops. Arguments go to pytest."""
+    session.install("-e", ".[test]", "anyio", "trio", *([] if session.python in PYPYS else ["uvloop"]))
     session.run("pytest", *session.posargs)
 
 
