@@ -10,9 +10,11 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import traceback
 from typing import TYPE_CHECKING, TypeVar
 
+import pytest
 from changed import become_nobody
 from conftest import IS_ROOT, _state
 
@@ -75,6 +77,19 @@ def _outcome(function: Callable[[], object], prepare: tuple[Callable[[], object]
         return pickle.dumps((True, value))
     except BaseException:
         return pickle.dumps((False, traceback.format_exc()))
+
+
+def expired(
+    run: Callable[[float], object], is_far_enough: Callable[[subprocess.TimeoutExpired], object]
+) -> subprocess.TimeoutExpired:
+    """What ``run(timeout)`` raises, with the first timeout that lets the program get far enough on this machine."""
+    for timeout in (0.2, 1, 5, 25):
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            run(timeout)
+        assert caught.value.timeout == timeout
+        if is_far_enough(caught.value):
+            return caught.value
+    raise AssertionError(f"the program did not get far enough in {timeout} seconds: {caught.value!r}")
 
 
 def children(pid: int | str = "self") -> set[int]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -147,7 +148,8 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _state()
     yield
     # a thread that has been joined may still be ending in the kernel, and closes its own pidfd there
-    while len(os.listdir("/proc/self/task")) > int(str(before["threads"])):
+    end = time.monotonic() + 30
+    while len(os.listdir("/proc/self/task")) > int(str(before["threads"])) and time.monotonic() < end:
         os.sched_yield()
     after = _state()
     for what, value in before.items():

@@ -8,11 +8,11 @@ import ctypes
 import logging
 import os
 import random
+import select
 import signal
 import socket
 import sys
 import threading
-import time
 
 import pytest
 from conftest import IS_ROOT, requires_root
@@ -372,25 +372,28 @@ def test_many_calls_leave_nothing(target):
 
 
 def test_the_loop_goes_on_while_it_waits(target):
+    # all five are inside at once, and wait there for what only the loop will say
+    inside, say_inside = os.pipe()
+    hear, say = os.pipe()
+
+    def function(number):
+        os.write(say_inside, b"i")
+        return os.read(hear, 1), number
+
     async def main():
-        ticks = 0
+        calls = [asyncio.ensure_future(nsjoin.aio.call_in(target.pid, function, n, timeout=60)) for n in range(5)]
+        said = b""
+        while len(said) < len(calls):
+            assert not any(call.done() for call in calls)
+            await asyncio.sleep(0.001)
+            if select.select([inside], [], [], 0)[0]:
+                said += os.read(inside, len(calls))
+        os.write(say, b"s" * len(calls))
+        return await asyncio.gather(*calls)
 
-        async def tick():
-            nonlocal ticks
-            while True:
-                ticks += 1
-                await asyncio.sleep(0.001)
-
-        ticking = asyncio.ensure_future(tick())
-        results = await asyncio.gather(
-            *(nsjoin.aio.call_in(target.pid, lambda n=n: (time.sleep(0.1), n)[1]) for n in range(5))
-        )
-        ticking.cancel()
-        return results, ticks
-
-    results, ticks = asyncio.run(main())
-    assert results == list(range(5))
-    assert ticks > 10
+    assert asyncio.run(main()) == [(b"s", number) for number in range(5)]
+    for fd in (inside, say_inside, hear, say):
+        os.close(fd)
 
 
 def test_cancellation_and_timeout_kill_the_child(target):
