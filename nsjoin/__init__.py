@@ -27,7 +27,8 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
-    from . import aio, futures
+    from . import aio, discovery, futures
+    from .discovery import NamespaceInfo, iter_namespaces
     from .futures import NamespaceExecutor
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "NamespaceError",
     "NamespaceExecutor",
     "NamespaceId",
+    "NamespaceInfo",
     "NamespaceNotFoundError",
     "NamespacePermissionError",
     "NotANamespaceError",
@@ -51,20 +53,32 @@ __all__ = [
     "TargetGoneError",
     "aio",
     "call_in",
+    "discovery",
     "enter",
     "exceptions",
     "futures",
+    "iter_namespaces",
     "run_in",
     "spawn_in",
 ]
 
 
+#: Loaded when they are asked for (PEP 562): asyncio, concurrent.futures and the rest are not for everybody.
+_LAZY = {
+    "aio": "aio",
+    "discovery": "discovery",
+    "futures": "futures",
+    "NamespaceExecutor": "futures",
+    "NamespaceInfo": "discovery",
+    "iter_namespaces": "discovery",
+}
+
+
 def __getattr__(name: str) -> object:
-    """Load asyncio and concurrent.futures only for those who use them (PEP 562)."""
+    """Load what is for a few only when it is asked for."""
     import importlib
 
-    if name in ("aio", "futures"):
-        return importlib.import_module(f"{__name__}.{name}")
-    if name == "NamespaceExecutor":
-        return importlib.import_module(f"{__name__}.futures").NamespaceExecutor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
+    return module if name == _LAZY[name] else getattr(module, name)

@@ -130,7 +130,7 @@ class Process:
     def _checked(self, opened: int) -> int:
         """``opened``, a file of /proc/PID: while the pidfd's process exists nobody else has had its pid."""
         try:
-            _check_proc(self._pid)
+            check_proc(self.words())
             if not self._exists():
                 raise self._gone("open")
         except BaseException:
@@ -310,20 +310,21 @@ def _open_proc(pid: int) -> int:
 def _open_own_proc(pid: int) -> int:
     fd = _open_proc(pid)
     try:
-        _check_proc(pid)
+        check_proc(f"process {pid}")
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _check_proc(pid: int) -> None:
+def check_proc(words: str | None = None) -> None:
+    """Raise NamespaceError (EXDEV) if /proc has other pids than those this process knows. ``words``: the target."""
     if os.readlink("/proc/self") != str(os.getpid()):
         raise error(
             NamespaceError,
             errno.EXDEV,
             "open /proc",
-            target=f"process {pid}",
+            target=words,
             reason="the /proc that is mounted here belongs to another PID namespace, its pids are others",
         )
 

@@ -30,6 +30,9 @@
 #ifndef SYS_openat2
 #define SYS_openat2 437
 #endif
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438
+#endif
 enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
     K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
@@ -62,6 +65,11 @@ int nsjoin_pidfd_open(int pid, unsigned int flags)
 int nsjoin_pidfd_send_signal(int pidfd, int signal)
 {
     return result(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
+}
+
+int nsjoin_pidfd_getfd(int pidfd, int fd)
+{
+    return result(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
 }
 
 int nsjoin_block_signals(uint64_t *before)

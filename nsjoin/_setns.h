@@ -102,6 +102,7 @@ int nsjoin_setns(int fd, int nstypes);
 int nsjoin_unshare(int nstypes);
 int nsjoin_pidfd_open(int pid, unsigned int flags);
 int nsjoin_pidfd_send_signal(int pidfd, int signal);
+int nsjoin_pidfd_getfd(int pidfd, int fd);
 /* All signals of this thread, libc's own too: blocked, with the mask before that, and as they were. */
 int nsjoin_block_signals(uint64_t *before);
 int nsjoin_restore_signals(const uint64_t *before);

@@ -27,7 +27,12 @@ _NS_GET_USERNS = 0xB701
 _NS_GET_PARENT = 0xB702
 _NS_GET_NSTYPE = 0xB703
 _NS_GET_OWNER_UID = 0xB704
+_NS_MNT_GET_NEXT = 0x8010B70B  # Linux 6.12
+_NS_MNT_GET_PREV = 0x8010B70C
 _NS_GET_ID = 0x8008B70D  # Linux 6.18
+
+#: linux/sockios.h
+_SIOCGSKNS = 0x894C
 
 #: linux/pidfd.h: PIDFD_GET_INFO with the 64 bytes that Linux 6.13 knows; the 32-bit pid stands at offset 16.
 _PIDFD_GET_INFO = 0xC040FF0B
@@ -77,6 +82,16 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
     """pidfd_send_signal(2), Linux 5.1."""
     check(lib.nsjoin_pidfd_send_signal(pidfd, signal))
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2), Linux 5.6: a copy of a descriptor of the pidfd's process."""
+    return check(lib.nsjoin_pidfd_getfd(pidfd, fd))
+
+
+def socket_namespace(fd: int) -> int:
+    """A descriptor of the net namespace of the socket ``fd`` (SIOCGSKNS, Linux 4.9; CAP_NET_ADMIN there)."""
+    return check(lib.nsjoin_ioctl(fd, _SIOCGSKNS))
 
 
 def die_with_parent() -> None:
@@ -146,6 +161,12 @@ def namespace_unique_id(fd: int) -> int | None:
         return None
     check(result)
     return int(number[0])
+
+
+def next_mount_namespace(fd: int, *, previous: bool = False) -> int:
+    """A descriptor of the mount namespace that was made after (or before) ``fd``, of those over whose owner we have
+    CAP_SYS_ADMIN (NS_MNT_GET_NEXT, Linux 6.12); ENOENT: there is none."""
+    return check(lib.nsjoin_ioctl(fd, _NS_MNT_GET_PREV if previous else _NS_MNT_GET_NEXT))
 
 
 def is_admin() -> bool:

@@ -444,12 +444,13 @@ RANKS = (
     ("_shim", "_plan", "_capabilities"),
     ("_process", "_pack", "_transfer", "_guard"),
     ("_namespace", "_accounts", "_launch"),
-    ("_target", "_ownership", "_identity", "_cgroup"),
-    ("_reason", "_like", "_keywords"),
+    ("_target", "_ownership", "_identity", "_cgroup", "_survey"),
+    ("_reason", "_like", "_keywords", "discovery"),
     ("_enter", "_start"),
     ("_spawn", "_call", "futures"),
     ("_run",),
-    ("aio",),
+    ("aio", "_ls"),
+    ("__main__",),
     ("__init__",),
 )
 RANK = {module: rank for rank, modules in enumerate(RANKS) for module in modules}

@@ -1,0 +1,37 @@
+"""``python -m nsjoin``: the command line. Each subcommand is a module that is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: By subcommand: the module, which has ``add_arguments(parser)`` and ``run(given) -> exit status``; and a line.
+_COMMANDS = {
+    "ls": ("nsjoin._ls", "list namespaces, who is in them, and what else keeps them"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit status; SystemExit for a wrong command line, as argparse has it."""
+    args = sys.argv[1:] if args is None else args
+    parser = argparse.ArgumentParser(prog="python -m nsjoin", description="Work with Linux namespaces.")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    wanted = args[0] if args else None
+    for name, (module, words) in _COMMANDS.items():
+        command = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
+        if name == wanted:
+            chosen = importlib.import_module(module)
+            chosen.add_arguments(command)
+            command.set_defaults(run=chosen.run, parser=command)
+    given = parser.parse_args(args)
+    status: int = given.run(given)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,404 @@
+"""One look at every process, thread, descriptor and mount: which namespaces there are, and what keeps each."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING
+
+from . import _shim
+from ._namespace import NamespaceId
+from ._nstype import BY_FLAG, BY_NAME, NSTYPES
+from ._process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_PATH = _shim.O_PATH | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_CLOEXEC
+_DIRECTORY = _READ | os.O_DIRECTORY
+#: One line of mountinfo, proc(5), that is a namespace: its root (the link's text), the place, its options.
+_NSFS_LINE = re.compile(rb"^\d+ \d+ \S+ ([a-z]+:\[\d+\]) (\S+) .*? - nsfs ", re.MULTILINE)
+_OWN_PROC_LINE = re.compile(rb"^\d+ \d+ \S+ / /proc .*? - proc \S+ (\S+)$", re.MULTILINE)
+#: Not a matter of what is looked at
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_FOR_THE_CALLER = (*_EXHAUSTED, errno.EACCES, errno.EPERM)
+_HIDING = (b"hidepid=2", b"hidepid=4", b"hidepid=invisible", b"hidepid=ptraceable")
+
+#: A process, or a thread, that ended while we looked
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+
+class Seen:
+    """A namespace while the survey is under way."""
+
+    __slots__ = (
+        "descriptors",
+        "for_children",
+        "id",
+        "nstype",
+        "opened",
+        "owner",
+        "owner_uid",
+        "parent",
+        "paths",
+        "pids",
+        "sockets",
+        "threads",
+    )
+
+    def __init__(self, nstype: str, identity: NamespaceId) -> None:
+        self.nstype = nstype
+        self.id = identity
+        self.opened = False
+        self.owner: Seen | None = None
+        self.parent: Seen | None = None
+        self.owner_uid: int | None = None
+        self.pids: list[int] = []
+        self.threads: list[tuple[int, int]] = []
+        self.for_children: list[int] = []
+        self.paths: list[str] = []
+        self.descriptors: list[tuple[int, int]] = []
+        self.sockets: list[tuple[int, int]] = []
+
+
+class Survey:
+    """One look at everything.
+
+    A namespace is known by its link's text, such as ``net:[4026531833]``: reading that link is the cheapest that the
+    kernel has to say it, one call that opens nothing. The number in it is given out again at once, so each namespace is
+    opened when it is first met, and held until the end: as long as it is, the same text is the same namespace.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Seen] = {}
+        self.refused: list[int] = []
+        self.refused_sockets = 0
+        self.hidden = False
+        self._held: set[int] = set()
+        # half of the descriptors are left to the program; beyond that, a namespace is only asked, not held
+        self._hold_below = os.sysconf("SC_OPEN_MAX") // 2
+        have = os.listdir("/proc/thread-self/ns")
+        rows = [row for row in NSTYPES if row.name in have]
+        #: the links to read, and for those of children which link their own namespace is
+        self._names = [f"ns/{row.name}" for row in rows]
+        self._of: list[int | None] = [None] * len(rows)
+        for index, row in enumerate(rows):
+            if row.children in have:
+                self._names.append(f"ns/{row.children}")
+                self._of.append(index)
+        self._mnt = self._names.index("ns/mnt")
+        self._net = self._names.index("ns/net") if "net" in have else None
+        self._own_mnt = os.readlink("/proc/thread-self/ns/mnt")
+        self._device = os.stat("/proc/thread-self/ns/mnt").st_dev
+        #: whose descriptors to read, and the net namespace that they are in
+        self._tables: list[tuple[int, str]] = []
+        #: the bind mounts, as pairs of link's text and path; and the paths as their mount namespaces have them
+        self._mounts: list[tuple[str, str]] = []
+        self._places = {"/"}  # what the link of a descriptor says whose mount is gone
+        self._nets_of_sockets: dict[str, Seen | None] = {}
+
+    def run(self) -> None:
+        try:
+            for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+                self._process(pid)
+            self._all_mount_namespaces()
+            self._mountinfo()
+            for number, net in self._tables:
+                self._descriptors(number, net)
+            for text, path in self._mounts:
+                self._mount(text, path)
+        finally:
+            for fd in self._held:
+                os.close(fd)
+
+    # --- one namespace
+
+    def _adopt(self, fd: int, nstype: str) -> Seen:
+        """The namespace of ``fd``, which is held or closed; on first sight its relations are asked, and met too."""
+        try:
+            status = os.fstat(fd)
+            text = f"{nstype}:[{status.st_ino}]"
+            seen = self.seen.get(text) or self._unopened(text)
+            if not seen.opened:
+                seen.opened = True
+                seen.id = NamespaceId(status.st_dev, status.st_ino, _shim.namespace_unique_id(fd))
+                self._ask(seen, fd)
+                if fd < self._hold_below:
+                    self._held.add(fd)
+                    fd = -1
+            return seen
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _ask(self, seen: Seen, fd: int) -> None:
+        owner = _if_told(_shim.namespace_owner, fd)
+        seen.owner = None if owner is None else self._adopt(owner, "user")
+        if seen.nstype == "user":
+            seen.parent = seen.owner  # the kernel's answers are the same
+            seen.owner_uid = _if_told(_shim.namespace_owner_uid, fd)
+            return
+        seen.owner_uid = seen.owner.owner_uid if seen.owner else None
+        if seen.nstype == "pid":
+            parent = _if_told(_shim.namespace_parent, fd)
+            seen.parent = None if parent is None else self._adopt(parent, "pid")
+
+    def _meet(self, text: str, path: str, directory: int | None = None) -> Seen | None:
+        """The namespace of that link's text, which ``path`` leads to.
+
+        None if it vanished. Where it has changed since the text was read, the one that is there now.
+        """
+        seen = self.seen.get(text)
+        if seen is not None and seen.opened:
+            return seen
+        try:
+            return self._open(path, directory)
+        except PermissionError:
+            return self._unopened(text) if text.endswith("]") else None
+
+    def _unopened(self, text: str) -> Seen:
+        """A namespace of which the link's text is all that is known."""
+        nstype, _, number = text[:-1].partition(":[")
+        return self.seen.setdefault(text, Seen(nstype, NamespaceId(self._device, int(number), None)))
+
+    def _open(self, path: str, directory: int | None) -> Seen | None:
+        try:
+            fd = self._open_file(path, directory)
+            if fd is None:
+                return None
+            try:
+                nstype = BY_FLAG[_shim.namespace_type(fd)].name
+            except BaseException:
+                os.close(fd)
+                raise
+            return self._adopt(fd, nstype)
+        except KeyError:  # a type that a newer kernel has
+            return None
+        except OSError as refused:
+            if refused.errno in _FOR_THE_CALLER:
+                raise
+            return None
+
+    def _open_file(self, path: str, directory: int | None) -> int | None:
+        """Open a file of nsfs. What lies there may be another file by now, and opening a device or a FIFO does
+        something: so with O_PATH first."""
+        at = os.open(path, _PATH, dir_fd=directory)
+        try:
+            if os.fstat(at).st_dev != self._device:
+                return None
+            return os.open(f"/proc/thread-self/fd/{at}", _READ)
+        finally:
+            os.close(at)
+
+    # --- processes and threads
+
+    def _process(self, pid: int) -> None:
+        """What /proc/PID has to say; while its directory is open, no other process can answer for this one."""
+        try:
+            proc = os.open(f"/proc/{pid}", _DIRECTORY)
+        except PermissionError:  # hidepid=1
+            self.refused.append(pid)
+            return
+        except _GONE:
+            return
+        try:
+            self._members(pid, proc)
+        except PermissionError:
+            if _is_there(proc):  # a link of a process that has just gone says EACCES too
+                self.refused.append(pid)
+        except _GONE:
+            pass
+        finally:
+            os.close(proc)
+
+    def _members(self, pid: int, proc: int) -> None:
+        texts = self._texts(proc)
+        for name, text, of in zip(self._names, texts, self._of):
+            if not text or (of is not None and text == texts[of]):
+                continue
+            seen = self._meet(text, name, proc)
+            if seen is not None:
+                (seen.pids if of is None else seen.for_children).append(pid)
+        net = "" if self._net is None else texts[self._net]
+        if texts[self._mnt]:
+            self._tables.append((pid, net))
+        if os.stat("task", dir_fd=proc).st_nlink > 3:  # two, and one for each thread
+            self._threads(pid, proc, texts)
+
+    def _texts(self, directory: int, prefix: str = "") -> list[str]:
+        """The texts of the links; "" for what is not there: of a zombie most, and pid_for_children before the first."""
+        texts = []
+        for name in self._names:
+            try:
+                texts.append(os.readlink(prefix + name, dir_fd=directory))
+            except FileNotFoundError:
+                texts.append("")
+        return texts
+
+    def _threads(self, pid: int, proc: int, of_process: list[str]) -> None:
+        task = os.open("task", _DIRECTORY, dir_fd=proc)
+        try:
+            tids = sorted(int(name) for name in os.listdir(task))
+            for tid in tids:
+                if tid != pid:
+                    self._thread(pid, tid, task, of_process)
+            if not of_process[self._mnt]:  # the main thread has ended: the others still have the descriptors
+                self._tables += [(tid, "") for tid in tids if tid != pid][:1]
+        finally:
+            os.close(task)
+
+    def _thread(self, pid: int, tid: int, task: int, of_process: list[str]) -> None:
+        try:
+            texts = self._texts(task, f"{tid}/")
+        except _GONE:
+            return
+        for index, (name, text, of) in enumerate(zip(self._names, texts, self._of)):
+            if not text or text == of_process[index] or (of is not None and text == texts[of]):
+                continue
+            seen = self._meet(text, f"{tid}/{name}", task)
+            if seen is None:
+                continue
+            if of is None:
+                seen.threads.append((pid, tid))
+            else:
+                seen.for_children.append(tid)
+
+    # --- mounts
+
+    def _all_mount_namespaces(self) -> None:
+        """Those without a process too, as far as we have power over them: the kernel has a list of all."""
+        for previous in (False, True):
+            at = _shim.own_namespace(BY_NAME["mnt"])
+            try:
+                while at >= 0:
+                    done, at = at, _next_mount_namespace(at, previous)
+                    self._adopt(done, "mnt")
+            finally:
+                if at >= 0:
+                    os.close(at)
+
+    def _mountinfo(self) -> None:
+        """The bind mounts of namespaces in every mount namespace that has a process, ours first."""
+        own, others = self.seen.get(self._own_mnt), []
+        for text, seen in self.seen.items():
+            if seen.nstype == "mnt" and seen is not own:
+                others.append((text, [*seen.pids, *(tid for _, tid in seen.threads)]))
+        with open("/proc/thread-self/mountinfo", "rb") as file:
+            lines = file.read()
+        self._nsfs_mounts(lines, "")
+        options = [line[1] for line in _OWN_PROC_LINE.finditer(lines)]
+        self.hidden = bool(options) and any(word in _HIDING for word in options[-1].split(b","))
+        for text, members in others:
+            for number in members:
+                try:
+                    with open(f"/proc/{number}/mountinfo", "rb") as file:
+                        lines = file.read()
+                    if os.readlink(f"/proc/{number}/ns/mnt") != text:
+                        continue  # it has left, or its pid is another process's by now
+                except OSError:
+                    continue
+                self._nsfs_mounts(lines, f"/proc/{number}/root")
+                break
+
+    def _nsfs_mounts(self, lines: bytes, root: str) -> None:
+        for found in _NSFS_LINE.finditer(lines):
+            place = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda escape: bytes([int(escape[1], 8)]), found[2]))
+            self._places.add(place)
+            self._mounts.append((found[1].decode(), root + place))
+
+    def _mount(self, text: str, path: str) -> None:
+        """Note a bind mount, also one that cannot be opened: it is below another mount, or not ours to reach."""
+        if text.partition(":")[0] not in BY_NAME:
+            return
+        self._meet(text, path)
+        seen = self._unopened(text)
+        if path not in seen.paths:
+            seen.paths.append(path)
+
+    # --- descriptors
+
+    def _descriptors(self, number: int, net: str) -> None:
+        folder = f"/proc/{number}/fd"
+        sockets = []
+        try:
+            for name in os.listdir(folder):
+                try:
+                    text = os.readlink(f"{folder}/{name}")
+                except _GONE:
+                    continue
+                if text.startswith("socket:"):
+                    sockets.append((int(name), text))
+                elif text in self._places or text.partition(":[")[0] in BY_NAME:
+                    self._descriptor(number, int(name), text)
+        except PermissionError:
+            if number not in self.refused and os.path.exists(folder):
+                self.refused.append(number)
+        except _GONE:
+            pass
+        if sockets:
+            self._sockets(number, sockets, net)
+
+    def _descriptor(self, number: int, fd: int, text: str) -> None:
+        if number == os.getpid() and fd in self._held:
+            return
+        seen = self._meet(text, f"/proc/{number}/fd/{fd}")
+        if seen is not None:
+            seen.descriptors.append((number, fd))
+
+    def _sockets(self, number: int, sockets: Sequence[tuple[int, str]], net: str) -> None:
+        """Ask each socket once: it stays in the net namespace that it was made in, wherever it is handed on to."""
+        for fd, text in sockets:
+            if text not in self._nets_of_sockets:
+                self._nets_of_sockets[text] = self._net_of_socket(number, fd)
+            seen = self._nets_of_sockets[text]
+            if seen is not None and seen is not self.seen.get(net):
+                seen.sockets.append((number, fd))
+
+    def _net_of_socket(self, number: int, fd: int) -> Seen | None:
+        try:
+            return self._adopt(open_socket_namespace(number, fd), "net")
+        except PermissionError:
+            self.refused_sockets += 1
+        except OSError as refused:  # it has gone; or it is another kind of file by now, or of socket
+            if refused.errno in _EXHAUSTED:
+                raise
+        return None
+
+
+def _if_told(ask: Callable[[int], int], fd: int) -> int | None:
+    """The kernel's answer; None where it is outside of our namespace, or asked of an older kernel."""
+    try:
+        return ask(fd)
+    except OSError as refused:
+        if refused.errno != errno.EPERM and refused.errno not in _shim.NO_SUCH_IOCTL:
+            raise
+        return None
+
+
+def _is_there(proc: int) -> bool:
+    try:
+        os.stat("task", dir_fd=proc)
+    except _GONE:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _next_mount_namespace(fd: int, previous: bool) -> int:
+    try:
+        return _shim.next_mount_namespace(fd, previous=previous)
+    except OSError:  # ENOENT: that was the last one; ENOTTY: this kernel has no such list
+        return -1
+
+
+def open_socket_namespace(number: int, fd: int) -> int:
+    """A descriptor of the net namespace of the socket that is the descriptor ``fd`` of a process (or thread)."""
+    with Process.from_pid(number) as process:
+        copy = _shim.pidfd_getfd(process.fileno(), fd)
+    try:
+        return _shim.socket_namespace(copy)
+    finally:
+        os.close(copy)
