@@ -46,12 +46,8 @@ def run(given: argparse.Namespace) -> int:
     roots = tree(namespaces, by=given.by) if given.tree else tuple(Tree(info, ()) for info in namespaces)
     roots = tuple(_pruned(roots, nstypes))
     try:
-        if given.json:
-            json.dump({"namespaces": [_plain(node) for node in roots]}, sys.stdout, indent=3)
-            print()
-        else:
-            _print_table(roots, namespaces)
-        sys.stdout.flush()
+        # in one piece: stdout may be unbuffered
+        print(_json(roots) if given.json else _table(roots, namespaces), flush=True)
     except BrokenPipeError:  # who reads has seen enough; nor may the interpreter try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for line in _unseen(len(found.refused), found.refused_sockets, found.hidden):
@@ -106,6 +102,10 @@ def _process(pid: int) -> tuple[str | None, str | None]:
     return user, os.fsdecode(words)
 
 
+def _json(roots: Sequence[Tree]) -> str:
+    return json.dumps({"namespaces": [_plain(node) for node in roots]}, indent=3)
+
+
 def _plain(node: Tree) -> dict[str, Any]:
     """As lsns --json has it, and what it has not."""
     info = node.namespace
@@ -154,7 +154,7 @@ def _keepers(info: NamespaceInfo, below: int) -> str:
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
-def _print_table(roots: Sequence[Tree], namespaces: Sequence[NamespaceInfo]) -> None:
+def _table(roots: Sequence[Tree], namespaces: Sequence[NamespaceInfo]) -> str:
     below: dict[int, int] = {}
     for info in namespaces:
         for above in {relation.ino for relation in (info.owner, info.parent) if relation is not None}:
@@ -162,12 +162,15 @@ def _print_table(roots: Sequence[Tree], namespaces: Sequence[NamespaceInfo]) -> 
     lines = [_HEADING, *_lines(roots, below)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     room = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
-    for line in lines:
-        cells = [
-            cell.rjust(width) if index in _RIGHT else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(line, widths))
-        ]
-        print(" ".join(cells).rstrip()[:room])
+    return "\n".join(_line(line, widths)[:room] for line in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (
+        cell.rjust(width) if index in _RIGHT else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(cells, widths))
+    )
+    return " ".join(padded).rstrip()
 
 
 def _lines(nodes: Sequence[Tree], below: dict[int, int], further: str | None = None) -> Iterator[tuple[str, ...]]:
