@@ -11,6 +11,7 @@ from . import _shim
 from ._namespace import NamespaceId
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES
 from ._process import Process
+from .exceptions import NamespaceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ _OWN_PROC_LINE = re.compile(rb"^\d+ \d+ \S+ / /proc .*? - proc \S+ (\S+)$", re.M
 #: Not a matter of what is looked at
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _FOR_THE_CALLER = (*_EXHAUSTED, errno.EACCES, errno.EPERM)
-_HIDING = (b"hidepid=2", b"hidepid=4", b"hidepid=invisible", b"hidepid=ptraceable")
+_HIDING = frozenset({b"hidepid=2", b"hidepid=4", b"hidepid=invisible", b"hidepid=ptraceable"})
 
 #: A process, or a thread, that ended while we looked
 _GONE = (FileNotFoundError, ProcessLookupError)
@@ -88,6 +89,7 @@ class Survey:
             if row.children in have:
                 self._names.append(f"ns/{row.children}")
                 self._of.append(index)
+        self._nothing = [""] * len(self._names)
         self._mnt = self._names.index("ns/mnt")
         self._net = self._names.index("ns/net") if "net" in have else None
         self._own_mnt = os.readlink("/proc/thread-self/ns/mnt")
@@ -215,17 +217,40 @@ class Survey:
 
     def _members(self, pid: int, proc: int) -> None:
         texts = self._texts(proc)
-        for name, text, of in zip(self._names, texts, self._of):
-            if not text or (of is not None and text == texts[of]):
-                continue
-            seen = self._meet(text, name, proc)
-            if seen is not None:
-                (seen.pids if of is None else seen.for_children).append(pid)
-        net = "" if self._net is None else texts[self._net]
+        self._note((pid,), texts, self._nothing, proc)
         if texts[self._mnt]:
-            self._tables.append((pid, net))
+            self._tables.append((pid, "" if self._net is None else texts[self._net]))
         if os.stat("task", dir_fd=proc).st_nlink > 3:  # two, and one for each thread
             self._threads(pid, proc, texts)
+
+    def _note(
+        self, who: tuple[int] | tuple[int, int], texts: list[str], known: list[str], directory: int, prefix: str = ""
+    ) -> None:
+        """Note a process, or a pair of process and thread, in the namespaces of its links but those in ``known``."""
+        for index, (name, text, of) in enumerate(zip(self._names, texts, self._of)):
+            if text and (text == known[index] or (of is not None and text == texts[of])):
+                continue
+            seen = self._meet(text, prefix + name, directory) if text else self._not_begun(who[-1], index, texts)
+            if seen is None:
+                continue
+            if of is not None:
+                seen.for_children.append(who[-1])
+            elif len(who) == 1:
+                seen.pids.append(who[0])
+            else:
+                seen.threads.append(who)
+
+    def _not_begun(self, number: int, index: int, texts: list[str]) -> Seen | None:
+        """The PID namespace for children of which none is born yet: it has no link in /proc, a pidfd tells it."""
+        of = self._of[index]
+        if of is None or not texts[self._mnt]:  # a zombie has no links either
+            return None
+        row = BY_NAME[self._names[of][3:]]
+        try:
+            with Process.from_pid(number) as process:
+                return self._adopt(process.open_namespace(row, for_children=True), row.name)
+        except NamespaceError:  # it has ended; or before Linux 6.11
+            return None
 
     def _texts(self, directory: int, prefix: str = "") -> list[str]:
         """The texts of the links; "" for what is not there: of a zombie most, and pid_for_children before the first."""
@@ -251,19 +276,9 @@ class Survey:
 
     def _thread(self, pid: int, tid: int, task: int, of_process: list[str]) -> None:
         try:
-            texts = self._texts(task, f"{tid}/")
+            self._note((pid, tid), self._texts(task, f"{tid}/"), of_process, task, f"{tid}/")
         except _GONE:
-            return
-        for index, (name, text, of) in enumerate(zip(self._names, texts, self._of)):
-            if not text or text == of_process[index] or (of is not None and text == texts[of]):
-                continue
-            seen = self._meet(text, f"{tid}/{name}", task)
-            if seen is None:
-                continue
-            if of is None:
-                seen.threads.append((pid, tid))
-            else:
-                seen.for_children.append(tid)
+            pass
 
     # --- mounts
 
@@ -288,8 +303,7 @@ class Survey:
         with open("/proc/thread-self/mountinfo", "rb") as file:
             lines = file.read()
         self._nsfs_mounts(lines, "")
-        options = [line[1] for line in _OWN_PROC_LINE.finditer(lines)]
-        self.hidden = bool(options) and any(word in _HIDING for word in options[-1].split(b","))
+        self.hidden = _is_hiding(lines)
         for text, members in others:
             for number in members:
                 try:
@@ -365,6 +379,12 @@ class Survey:
             if refused.errno in _EXHAUSTED:
                 raise
         return None
+
+
+def _is_hiding(mountinfo: bytes) -> bool:
+    """Whether /proc leaves out what we may not look into."""
+    options = [line[1] for line in _OWN_PROC_LINE.finditer(mountinfo)]
+    return bool(options) and not _HIDING.isdisjoint(options[-1].split(b",")) and not _shim.is_admin()
 
 
 def _if_told(ask: Callable[[int], int], fd: int) -> int | None:

@@ -64,10 +64,11 @@ class NamespaceInfo(NamedTuple):
     def _ways(self) -> Iterator[Callable[[], Namespace]]:
         ids = [*self.pids, *(tid for _, tid in self.threads)]
         paths = [f"/proc/{number}/ns/{self.nstype}" for number in ids]
-        paths += [f"/proc/{number}/ns/{BY_NAME[self.nstype].children}" for number in self.for_children]
         paths += [f"/proc/{number}/fd/{fd}" for number, fd in self.descriptors]
         for path in (*paths, *self.paths):
             yield partial(Namespace.from_path, path)
+        for number in self.for_children:
+            yield partial(Namespace.from_pid, number, self.nstype, for_children=True)
         for number, fd in self.sockets:
             yield partial(_of_socket, number, fd)
 
