@@ -87,22 +87,30 @@ def _entries(root: int, path: str) -> Iterator[list[bytes]]:
 
 
 def open_in_root(root: int, path: str) -> int:
-    """Open a regular file for reading, resolving every link as a process with the root ``root`` would."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO in its place must not hang us
+    """Open a regular file for reading, resolving every link as a process with the root ``root`` would.
+
+    Nothing else is opened even for a moment: of a device, or /proc/kmsg, that alone can do something.
+    """
+    flags = _shim.O_PATH | os.O_CLOEXEC
     try:
-        fd = _shim.openat2_in_root(root, os.fsencode(path), flags)
+        place = _shim.openat2_in_root(root, os.fsencode(path), flags)
     except OSError as refused:
         if refused.errno not in (errno.ENOSYS, errno.EPERM):  # Linux 5.6; a seccomp filter
             raise
-        fd = _walk(root, path, flags)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return fd
+        place = _walk(root, path)
+    try:
+        status = os.fstat(place)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        if status.st_size == 0:  # what files of proc and tracefs say of themselves
+            raise FileNotFoundError(errno.ENOENT, "an empty file", path)
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    finally:
+        os.close(place)
 
 
-def _walk(root: int, path: str, flags: int) -> int:
-    """The same, component by component: none is followed by the kernel, and ".." stops at the root."""
+def _walk(root: int, path: str) -> int:
+    """An O_PATH descriptor, component by component: none is followed by the kernel, and ".." stops at the root."""
     todo = path.split("/")[::-1]
     trail = [os.dup(root)]
     links = 0
@@ -127,9 +135,7 @@ def _walk(root: int, path: str, flags: int) -> int:
                     while len(trail) > 1:
                         os.close(trail.pop())
                 todo += link.split("/")[::-1]
-        if len(trail) < 2 or not stat.S_ISREG(os.fstat(trail[-1]).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        return os.open(f"/proc/self/fd/{trail[-1]}", flags)
+        return trail.pop()
     finally:
         for fd in trail:
             os.close(fd)

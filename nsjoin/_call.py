@@ -23,7 +23,7 @@ from .exceptions import CallDiedError, CallError, CallExitError, CallResultError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from ._launch import Cgroup, Launch
+    from ._launch import Cgroup, Launch, Witness
     from ._plan import Step
     from ._setns import CData
     from ._target import TargetLike
@@ -112,6 +112,7 @@ class _Call:
         self.attributes = NO_ATTRIBUTES  # the child stays as it is in all but its namespaces and ids
         self.check_cwd = False
         self.born_in: Cgroup | None = None
+        self.witness: Witness | None = None
         self._child = _Child(func, args, allow_imports)
         self._forked: list[int] = []
         self._work: Any = None
@@ -142,6 +143,7 @@ class _Call:
         flush_standard_streams()
         work = self._work = ffi.new("struct nsjoin_call *")
         work.n_joins, work.joins, work.root = len(self.joins), self.joins, self.root
+        work.witness, work.user = self.witness or (-1, 0)
         if self.ids is not _UNCHANGED:
             _fill_ids(work, self.ids)
         if self.fork:

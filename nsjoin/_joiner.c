@@ -230,6 +230,26 @@ static void set_groups_first(plan_t *plan)
     must(plan, SET_GROUPS(plan->n_groups, at(plan, plan->groups)));
 }
 
+/* Root of the target must not trace this process or look into its /proc once it is inside: ptrace(2), proc(5). A change of
+ * credentials, as by joining a user namespace, sets this to fs.suid_dumpable, which may be 1. */
+static void hide(plan_t *plan)
+{
+    must(plan, SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
+}
+
+/* Whoever leaves a user namespace never comes back: if the target is still in this one, all that was joined belongs to it.
+ * Otherwise it could leave between the caller's look and setns, and have us in its mount namespace with all our power. */
+static void check_user(plan_t *plan)
+{
+    struct k_statx found;
+    long fd = SYS3(ioctl, plan->witness, K_PIDFD_GET_USER_NAMESPACE, 0); /* Linux 6.11 */
+    must(plan, fd);
+    must(plan, SYS5(statx, fd, "", K_AT_EMPTY_PATH, K_STATX_INO, &found));
+    SYS1(close, fd);
+    if (found.inode != plan->user)
+        fail(plan, -EAGAIN);
+}
+
 static void join(plan_t *plan)
 {
     const struct nsjoin_join *joins = at(plan, plan->joins);
@@ -240,11 +260,15 @@ static void join(plan_t *plan)
         if ((joins[i].how & NSJOIN_AGAIN) && (joined & joins[i].nstypes))
             continue;
         long result = SYS3(setns, joins[i].fd, joins[i].nstypes, 0);
-        if (result == 0)
-            joined |= joins[i].nstypes;
-        else if (!(joins[i].how & NSJOIN_TRY) || result != -EPERM)
+        if (result < 0 && (result != -EPERM || !(joins[i].how & NSJOIN_TRY)))
             fail(plan, result);
+        if (result == 0) {
+            joined |= joins[i].nstypes;
+            hide(plan);
+        }
     }
+    if (plan->witness >= 0)
+        check_user(plan);
 }
 
 /* setns moves to the root of the mount namespace, which is not the root of a process that is chrooted in it. */
@@ -461,13 +485,6 @@ static void bear(plan_t *plan)
     leave();
 }
 
-/* Root of the target must not trace this process or look into its /proc once it is inside: ptrace(2), proc(5). A change of
- * credentials, as by joining a user namespace, sets this to fs.suid_dumpable, which may be 1. */
-static void hide(plan_t *plan)
-{
-    must(plan, SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
-}
-
 /* All that needs what is still ours: descriptors, /proc, groups. */
 static void prepare(plan_t *plan)
 {
@@ -505,9 +522,20 @@ static void settle(plan_t *plan)
     }
 }
 
+/* Keys in the caller's session keyring are the program's by possession: keyrings(7). */
+static void new_keyring(plan_t *plan)
+{
+    begin(plan, NSJOIN_STEP_KEYRING);
+    long result = SYS3(keyctl, K_JOIN_SESSION_KEYRING, 0, 0);
+    if (result != -ENOSYS && result != -EPERM) /* no keys in this kernel; a seccomp filter, as most containers have */
+        must(plan, result);
+}
+
 /* As whom. */
 static void set_credentials(plan_t *plan)
 {
+    if (plan->flags & NSJOIN_NEW_KEYRING)
+        new_keyring(plan);
     if (plan->flags & NSJOIN_DROP_GROUPS)
         drop_groups(plan);
     if (plan->flags & NSJOIN_CAPABILITIES)
@@ -525,7 +553,6 @@ static void carry_out(plan_t *plan)
 {
     prepare(plan);
     join(plan);
-    hide(plan);
     settle(plan);
     set_credentials(plan);
     hide(plan);

@@ -53,6 +53,7 @@ class At(enum.IntEnum):
     CWD = lib.NSJOIN_STEP_CWD
     UNSHARE = lib.NSJOIN_STEP_UNSHARE
     UMASK = lib.NSJOIN_STEP_UMASK
+    KEYRING = lib.NSJOIN_STEP_KEYRING
     BOUNDING = lib.NSJOIN_STEP_BOUNDING
     IDS = lib.NSJOIN_STEP_IDS
     CAPABILITIES = lib.NSJOIN_STEP_CAPABILITIES
@@ -120,11 +121,19 @@ class Attributes(NamedTuple):
     no_new_privs: bool = False
     oom_score_adj: bytes | None = None
     lsm_label: bytes | None = None
+    new_keyring: bool = False
 
     def descriptors(self) -> list[int]:
         """All that are open."""
         fds = [self.environ, self.cwd, *[fd for cgroup in self.cgroups for fd in cgroup[:2]]]
         return [fd for fd in fds if fd >= 0]
+
+
+class Witness(NamedTuple):
+    """A target that has to be in the user namespace ``user`` (its inode) still when all is joined; else EAGAIN."""
+
+    pidfd: int
+    user: int
 
 
 class Cgroup(NamedTuple):
@@ -170,6 +179,7 @@ class Job:
         "stdio",
         "umask",
         "unshare",
+        "witness",
     )
 
     def launch(self) -> Launch:
@@ -221,6 +231,7 @@ class Job:
         self.unshare = unshare
         self.check_cwd = check_cwd
         self.born_in: Cgroup | None = None
+        self.witness: Witness | None = None
 
     @property
     def leads_group(self) -> bool:
@@ -537,7 +548,10 @@ def end(pid: int, *, leads_group: bool = False) -> None:
     if pid <= 0:
         return
     try:
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+        if leads_group and hasattr(os, "waitid"):  # not on PyPy
+            # not reaped yet: until then nobody else gets its number, nor that of its group
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        elif os.waitpid(pid, os.WNOHANG)[0] == pid:
             if leads_group:
                 _kill_group(pid)
             return

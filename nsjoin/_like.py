@@ -176,6 +176,7 @@ def _attributes(choice: Choice, process: Any, status: Mapping[str, str], stack: 
         no_new_privs=_no_new_privs(choice.no_new_privs, process, status),
         oom_score_adj=_oom_score_adj(process) if choice.oom_score_adj is TARGET else choice.oom_score_adj,
         lsm_label=_label(_own_label(process) if choice.lsm_label is TARGET else choice.lsm_label),
+        new_keyring=choice.whole,
     )
 
 

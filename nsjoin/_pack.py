@@ -46,6 +46,8 @@ def _put_attributes(head: Any, job: Job) -> list[bytes]:
         head.flags |= lib.NSJOIN_SEARCH
     if attributes.no_new_privs:
         head.flags |= lib.NSJOIN_NO_NEW_PRIVS
+    if attributes.new_keyring:
+        head.flags |= lib.NSJOIN_NEW_KEYRING
     if attributes.capabilities is not None:
         head.flags |= lib.NSJOIN_CAPABILITIES
         head.inheritable, head.permitted, head.effective, head.bounding, head.ambient = attributes.capabilities
@@ -77,6 +79,7 @@ def pack(job: Job, private: Iterable[int] = (), needed: Iterable[int] = ()) -> b
 
     head.stdio = job.stdio
     head.root = job.root
+    head.witness, head.user = job.witness or (-1, 0)
     head.unshare = job.unshare
     head.pgid = max(job.process_group, 0)
     head.umask = max(job.umask, 0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._nstype import NsType
 
 #: PROC_USER_INIT_INO: the inode number of the first user namespace, on every kernel that has them.
-_FIRST_USER_NAMESPACE = 0xEFFFFFFD
+FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
 #: Answers of pidfd_open that mean "no pidfds here": an old kernel, or a seccomp filter.
 _NO_PIDFD = frozenset({errno.ENOSYS, errno.EPERM})
@@ -364,7 +364,7 @@ def _proc_state(proc: int) -> str:
 def has_user_namespace_above() -> bool:
     """Whether our user namespace is not the first one, so that our other namespaces may belong to an ancestor of it."""
     try:
-        return own_inodes((BY_NAME["user"],))[0] != _FIRST_USER_NAMESPACE
+        return own_inodes((BY_NAME["user"],))[0] != FIRST_USER_NAMESPACE
     except OSError:  # before Linux 6.11 and without /proc, as in a chroot
         return True
 

@@ -36,10 +36,10 @@
 enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
     K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
-    K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
+    K_PIDFD_GET_USER = 0xff09, K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
     K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
     K_PR_SET_PDEATHSIG = 1, K_PR_SET_DUMPABLE = 4,
-    K_CAP_SYS_PTRACE = 19, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
+    K_CAP_SYS_PTRACE = 19, K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
 };
 
 static int result(long value)
@@ -374,6 +374,14 @@ int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes)
     return 0;
 }
 
+int nsjoin_look(int pidfd, int n, const uint32_t *requests, uint64_t *inodes)
+{
+    int error = nsjoin_inodes(-1, n, requests, inodes);
+    if (error == 0)
+        error = nsjoin_inodes(pidfd, n, requests, inodes + n);
+    return error < 0 ? error : nsjoin_has(K_CAP_SYS_ADMIN);
+}
+
 int nsjoin_is_shared(int pidfd, unsigned long request)
 {
     const uint32_t requests[] = {(uint32_t)request};
@@ -638,6 +646,23 @@ static void drop_groups(struct nsjoin_call *call)
         must(call, NSJOIN_STEP_GROUPS, 0, result(setgroups(0, NULL)), EPERM);
 }
 
+/* Joining a user namespace and changing ids set this to fs.suid_dumpable, which may be 1. */
+static void hide(struct nsjoin_call *call)
+{
+    must(call, NSJOIN_STEP_PLAN, 0, nsjoin_prctl(K_PR_SET_DUMPABLE, 0), 0);
+}
+
+/* Whoever leaves a user namespace never comes back: if the target is still in this one, all that was joined belongs to it. */
+static void check_user(struct nsjoin_call *call)
+{
+    static const uint32_t requests[] = {K_PIDFD_GET_USER};
+    uint64_t user;
+    if (call->witness < 0)
+        return;
+    must(call, NSJOIN_STEP_JOIN, 0, nsjoin_inodes(call->witness, 1, requests, &user), 0);
+    must(call, NSJOIN_STEP_JOIN, 0, user == call->user ? 0 : -EAGAIN, 0);
+}
+
 static void join(struct nsjoin_call *call)
 {
     uint32_t joined = 0;
@@ -646,15 +671,12 @@ static void join(struct nsjoin_call *call)
         uint32_t nstypes = call->is_born_inside ? step->nstypes & ~(uint32_t)CLONE_NEWPID : step->nstypes;
         if (nstypes == 0 || (step->how & NSJOIN_AGAIN && joined & nstypes))
             continue;
-        if (must(call, NSJOIN_STEP_JOIN, i, nsjoin_setns(step->fd, (int)nstypes), step->how & NSJOIN_TRY ? EPERM : 0))
+        if (must(call, NSJOIN_STEP_JOIN, i, nsjoin_setns(step->fd, (int)nstypes), step->how & NSJOIN_TRY ? EPERM : 0)) {
             joined |= nstypes;
+            hide(call);
+        }
     }
-}
-
-/* Joining a user namespace and changing ids set this to fs.suid_dumpable, which may be 1. */
-static void hide(struct nsjoin_call *call)
-{
-    must(call, NSJOIN_STEP_PLAN, 0, nsjoin_prctl(K_PR_SET_DUMPABLE, 0), 0);
+    check_user(call);
 }
 
 static void take_ids(struct nsjoin_call *call)
@@ -681,7 +703,6 @@ void nsjoin_go_inside(struct nsjoin_call *call)
     hide(call);
     drop_groups(call);
     join(call);
-    hide(call);
     if (call->root >= 0)
         must(call, NSJOIN_STEP_ROOT, 0, change_root(call->root), 0);
     drop_groups(call);

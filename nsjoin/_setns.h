@@ -19,6 +19,7 @@ enum nsjoin_step {
     NSJOIN_STEP_CWD,
     NSJOIN_STEP_UNSHARE,
     NSJOIN_STEP_UMASK,
+    NSJOIN_STEP_KEYRING,
     NSJOIN_STEP_BOUNDING,
     NSJOIN_STEP_IDS,
     NSJOIN_STEP_CAPABILITIES,
@@ -46,6 +47,7 @@ enum nsjoin_flag {
     NSJOIN_CHECK_CWD = 8192,    /* the working directory has to be below the root */
     NSJOIN_CAPABILITIES = 16384,
     NSJOIN_NO_NEW_PRIVS = 32768,
+    NSJOIN_NEW_KEYRING = 131072, /* a session keyring of its own: keyctl(2) */
     NSJOIN_SEARCH = 65536       /* look for the file in the PATH of the environment that was read */
 };
 
@@ -70,11 +72,13 @@ struct nsjoin_plan {
     /* the plan */
     uint64_t sigmask;           /* the caller's signal mask, written by the launcher */
     uint64_t inheritable, permitted, effective, bounding, ambient; /* capabilities(7) */
+    uint64_t user;              /* inode of the user namespace that the witness has to be in after the joins */
     uint64_t envp;              /* the joiner's own: its pointer to the environment that it has read */
     uint32_t size;              /* of the whole file, in bytes */
     uint32_t flags;             /* enum nsjoin_flag */
     int32_t stdio[3];           /* what becomes 0, 1 and 2; -1: as it is */
     int32_t root;               /* an O_PATH descriptor that becomes the root, -1: as it is */
+    int32_t witness;            /* the target's pidfd, -1: none */
     int32_t pgid;
     uint32_t umask;
     uint32_t uids[3];           /* real, effective, saved */
@@ -155,6 +159,8 @@ struct nsjoin_call {
     int32_t n_joins;
     struct nsjoin_join joins[64];
     int32_t root;               /* an O_PATH descriptor that becomes the root, -1: as it is */
+    int32_t witness;            /* as in a plan */
+    uint64_t user;
     uint32_t flags;             /* enum nsjoin_flag: NSJOIN_FORK, and those of ids */
     uint32_t uid, gid;
     /* descriptors, -1: none */
@@ -196,6 +202,8 @@ int nsjoin_inodes(int pidfd, int n, const uint32_t *requests, uint64_t *inodes);
 
 /* Whether the pidfd's process and this thread are in the same namespace: 1, 0, or -errno. */
 int nsjoin_is_shared(int pidfd, unsigned long request);
+/* inodes: this thread's namespaces, then the process's. Whether this thread has CAP_SYS_ADMIN, or -errno. */
+int nsjoin_look(int pidfd, int n, const uint32_t *requests, uint64_t *inodes);
 
 /* The joiner, as the bytes of an executable file. */
 int nsjoin_image_size(void);

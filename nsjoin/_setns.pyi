@@ -35,6 +35,7 @@ class _Lib:
     NSJOIN_STEP_CWD: Final[int]
     NSJOIN_STEP_UNSHARE: Final[int]
     NSJOIN_STEP_UMASK: Final[int]
+    NSJOIN_STEP_KEYRING: Final[int]
     NSJOIN_STEP_BOUNDING: Final[int]
     NSJOIN_STEP_IDS: Final[int]
     NSJOIN_STEP_CAPABILITIES: Final[int]
@@ -59,6 +60,7 @@ class _Lib:
     NSJOIN_CHECK_CWD: Final[int]
     NSJOIN_CAPABILITIES: Final[int]
     NSJOIN_NO_NEW_PRIVS: Final[int]
+    NSJOIN_NEW_KEYRING: Final[int]
     NSJOIN_SEARCH: Final[int]
     NSJOIN_SAVE: Final[int]
     NSJOIN_MOVE: Final[int]
@@ -93,6 +95,7 @@ class _Lib:
     def nsjoin_next_length(self, call: CData) -> int: ...
     def nsjoin_receive(self, call: CData, text: CData) -> int: ...
     def nsjoin_inodes(self, pidfd: int, n: int, requests: Sequence[int], inodes: CData) -> int: ...
+    def nsjoin_look(self, pidfd: int, n: int, requests: Sequence[int], inodes: CData) -> int: ...
     def nsjoin_is_shared(self, pidfd: int, request: int) -> int: ...
     def nsjoin_image_size(self) -> int: ...
     def nsjoin_image(self) -> CData: ...

@@ -54,7 +54,7 @@ NO_SUCH_IOCTL = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNO
 
 #: What setns(2) with a pidfd answers where the namespaces' descriptors may still do, one by one: an old kernel (it
 #: needs Linux 5.8), a seccomp filter, an owner who has to be entered first. They also tell which namespace it was.
-TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF})
+TRY_DESCRIPTORS = frozenset({errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF, errno.ENOTTY})
 
 
 def check(result: int) -> int:
@@ -177,6 +177,15 @@ def is_admin() -> bool:
 def may_set_groups() -> bool:
     """Whether this thread has CAP_SETGID in its own user namespace."""
     return bool(check(lib.nsjoin_has(_CAP_SETGID)))
+
+
+def look(pidfd: int, requests: Sequence[int]) -> tuple[bool, tuple[int, ...], tuple[int, ...]]:
+    """Whether this thread has CAP_SYS_ADMIN, and the ``inodes`` of its namespaces and of the pidfd's process."""
+    n = len(requests)
+    found = ffi.new("uint64_t[]", 2 * n)
+    is_admin = bool(check(lib.nsjoin_look(pidfd, n, requests, found)))
+    numbers = tuple(ffi.unpack(found, 2 * n))
+    return is_admin, numbers[:n], numbers[n:]
 
 
 def openat2_in_root(root: int, path: bytes, flags: int) -> int:

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from . import _capabilities, _cgroup, _identity, _like, _ownership, _plan, _reason, _shim
-from ._launch import At, Failed
+from ._launch import At, Failed, Witness
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
-from ._process import has_user_namespace_above, own_inodes
+from ._process import FIRST_USER_NAMESPACE, own_inodes
 from ._target import OpenTarget
 from .exceptions import JoinError, error
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ids: Ids
         check_cwd: bool
         born_in: Cgroup | None
+        witness: Witness | None
         attributes: Attributes
 
         def launch(self) -> Launch: ...
@@ -76,17 +77,34 @@ def start(
 def _start_by_process(
     job: Startable, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
 ) -> Launch:
-    if process.pidfd >= 0:
-        rows = _to_join(process, wanted)
+    """As often as the target goes to another user namespace just then; each time it is deeper, and 32 is the deepest."""
+    while True:
+        try:
+            return (yield from _try_by_process(job, target, process, wanted, fork))
+        except Failed as failed:
+            if failed.at != At.JOIN or failed.errno != errno.EAGAIN:
+                raise
+
+
+def _try_by_process(
+    job: Startable, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
+) -> Launch:
+    found = _to_join(process, wanted) if process.pidfd >= 0 else None
+    if found is not None:
+        rows, job.witness = found
         steps = [_plan.Step(process.pidfd, mask(rows))] if rows else []
         try:
             return (yield from _launch(job, target, rows, steps, fork))
         except Failed as failed:
             if failed.at != At.JOIN or failed.errno not in _shim.TRY_DESCRIPTORS:
                 raise
+        finally:
+            job.witness = None
     rows = _differing(process, wanted)
     with ExitStack() as stack:
         namespaces = [stack.enter_context(process.namespace(row.name)) for row in rows]
+        if USER not in rows and (wanted is None or USER in wanted) and not process.shares(USER):
+            raise Failed(At.JOIN, 0, errno.EAGAIN)  # what has been opened may belong to where it has gone
         return (yield from _start_by_descriptors(job, target, namespaces, fork))
 
 
@@ -108,16 +126,26 @@ def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequen
 # --- what to join -------------------------------------------------------------------------------------------
 
 
-def _to_join(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
-    """The types to name to setns(2) with a pidfd. Only what the kernel would refuse, or do harm with, is left out.
+def _to_join(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[tuple[NsType, ...], Witness | None] | None:
+    """The types to name to setns(2) with a pidfd, and who has to be where afterwards.
 
-    To join one's own is no move where one may do it. In the first user namespace CAP_SYS_ADMIN is power over all;
-    elsewhere some of our own namespaces may belong to an ancestor of our user namespace.
+    Only what the kernel would refuse, or do harm with, is left out: to join one's own is no move where one may do it.
+    In the first user namespace CAP_SYS_ADMIN is power over all; elsewhere some of our own namespaces may belong to an
+    ancestor of our user namespace. None where the joiner could not tell whether the target has left meanwhile.
     """
-    if has_user_namespace_above() or not _shim.is_admin():
-        return _differing(process, wanted)
-    rows = NSTYPES if wanted is None else wanted
-    return tuple(row for row in rows if row not in _NEVER_ONES_OWN or not process.shares(row))
+    wants_user = wanted is None or USER in wanted
+    try:
+        is_admin, ours, theirs = _shim.look(process.pidfd, [row.get for row in _NEVER_ONES_OWN])
+    except OSError:  # before Linux 6.11, a seccomp filter, or it is gone: who looks closer says so
+        rows = _differing(process, wanted)
+        return (rows, None) if USER in rows or not wants_user else None
+    if is_admin and ours[0] == FIRST_USER_NAMESPACE:
+        own = [row for row, our, their in zip(_NEVER_ONES_OWN, ours, theirs) if our == their]
+        rows = tuple(row for row in (NSTYPES if wanted is None else wanted) if row not in own)
+    else:
+        rows = _differing(process, wanted)
+    stays = bool(rows) and wants_user and USER not in rows
+    return rows, Witness(process.pidfd, ours[0]) if stays else None
 
 
 def _differing(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsType, ...]:
@@ -216,12 +244,27 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
     if failed.at in _STEPS:
         step, explain = _STEPS[failed.at]
         return _join_error(failed, target, step, None, explain(failed) if explain else None)
+    if failed.at in _CALLS:
+        calls = _CALLS[failed.at]
+        return _join_error(failed, target, calls[min(failed.index, len(calls) - 1)], None, None)
     file = {At.EXEC: name, At.CWD: cwd}.get(failed.at)
     if file is None:
         return OSError(failed.errno, os.strerror(failed.errno))
     return OSError(failed.errno, os.strerror(failed.errno), file)
 
 
+#: The system calls of steps for which subprocess has no error of its own; of ids, by index.
+_CALLS = {
+    At.LAUNCH: ("execveat",),
+    At.PLAN: ("prctl",),
+    At.CLOSE: ("close_range",),
+    At.GROUPS: ("setgroups",),
+    At.UMASK: ("umask",),
+    At.IDS: ("setgroups", "setresgid", "setresuid"),
+    At.KEYRING: ("keyctl",),
+    At.CLONE: ("clone",),
+    At.SESSION: ("setsid",),
+}
 _OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
 
 

@@ -26,6 +26,7 @@ enum {
     K_CLONE_VM = 0x100, K_CLONE_VFORK = 0x4000, K_CLONE_PARENT = 0x8000, K_CLONE_PARENT_SETTID = 0x100000,
     K_F_SETFD = 2, K_FD_CLOEXEC = 1, K_F_DUPFD_CLOEXEC = 1030, K_AT_FDCWD = -100,
     K_PROT_READ_WRITE = 3, K_MAP_SHARED = 1, K_MAP_PRIVATE_ANONYMOUS = 0x22, K_RLIMIT_NOFILE = 7,
+    K_AT_EMPTY_PATH = 0x1000, K_STATX_INO = 0x100, K_PIDFD_GET_USER_NAMESPACE = 0xff09, K_JOIN_SESSION_KEYRING = 1,
     K_CAPABILITY_VERSION_3 = 0x20080522, K_PATH_MAX = 4096
 };
 #define K_CLONE_INTO_CGROUP 0x200000000ULL /* Linux 5.7 */
@@ -37,6 +38,7 @@ struct k_clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
 };
 struct k_dirent { uint64_t inode; int64_t offset; uint16_t length; uint8_t type; char name[]; };
+struct k_statx { uint32_t before[8]; uint64_t inode; uint64_t behind[27]; };
 struct k_cap_header { uint32_t version; int32_t pid; };
 struct k_cap_data { uint32_t effective, permitted, inheritable; };
 

@@ -247,8 +247,7 @@ def test_with_a_pid_namespace_the_joiner_clones_and_its_child_does_the_rest(stra
         *BEGINNING,
         *["fcntl"] * len(files),
         "setgroups",  # before the joins, where root may, and after them, where the user namespace may
-        *["setns"] * len(files),
-        HIDE,
+        *["setns", HIDE] * len(files),
         "setgroups",
         HIDE,
         "clone",
