@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -171,13 +172,12 @@ def test_each_property_of_the_target_alone_is_as_runc_exec_makes_it(shop, keywor
 # --- the test of the tests -----------------------------------------------------------------------------------------
 
 
-def test_what_is_left_behind_is_found():
-    with pytest.raises(AssertionError, match="sleep 86397"), workshop.workshop() as shop:
-        left = subprocess.Popen(["sh", "-c", "exec -a sleep busybox sleep 86397"], cwd=shop.folder) if False else None
-        if left is None:
-            left = subprocess.Popen(["busybox", "sleep", "86397", shop.name])
-    left.kill()
-    left.wait()
+def test_what_is_left_behind_is_found(monkeypatch):
+    monkeypatch.setattr(workshop, "PATIENCE", 0)
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(AssertionError, match="process [0-9]+: sh -c read end"), workshop.workshop() as shop:
+            left = subprocess.Popen(["sh", "-c", "read end", shop.name], stdin=subprocess.PIPE)
+            stack.enter_context(left)
 
 
 def test_a_difference_is_found():

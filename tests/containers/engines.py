@@ -301,7 +301,7 @@ def bwrap(shop: Workshop, case: str) -> Iterator[Container]:
 
 @contextlib.contextmanager
 def nspawn(shop: Workshop, case: str) -> Iterator[Container]:
-    options = [f"--machine={shop.name}", f"--directory={shop.rootfs}", f"--setenv={VARIABLE}={VALUE}"]
+    options = [f"--machine=nsjoin-{os.getpid()}", f"--directory={shop.rootfs}", f"--setenv={VARIABLE}={VALUE}"]
     options += ["--quiet", "--register=no", "--keep-unit", "--private-network", "--read-only", "--timezone=off"]
     options += ["--console=pipe", "--hostname=box", f"--oom-score-adjust={OOM_SCORE_ADJ}"]
     with running(shop, ["systemd-nspawn", *options]) as pid:

@@ -28,7 +28,7 @@ _FILES = {
 #: Puts the shell into the cgroups named before "--", then becomes the command after it: as root only.
 _INTO_CGROUPS = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done; shift; exec "$@"'
 #: How long what has been killed may take until it is gone, in seconds.
-_PATIENCE = 30
+PATIENCE = 30
 
 
 class CannotStartError(Exception):
@@ -169,7 +169,10 @@ def remove_cgroups(name: str) -> None:
 
 
 def leftovers(name: str) -> list[str]:
-    """Processes and mounts that have to do with ``name``, after those that are just ending have had their time."""
+    """Processes and mounts that have to do with ``name``, after those that are just ending have had their time.
+
+    ``podman exec`` returns before its conmon has ended, and lxc-start's monitor ends after its container.
+    """
     for pid in _processes(name):
         with contextlib.suppress(ProcessLookupError), gone_afterwards(pid):
             pass
@@ -208,6 +211,6 @@ def gone_afterwards(pid: int) -> Iterator[None]:
     pidfd = os.pidfd_open(pid)
     try:
         yield
-        select.select([pidfd], [], [], _PATIENCE)
+        select.select([pidfd], [], [], PATIENCE)
     finally:
         os.close(pidfd)
