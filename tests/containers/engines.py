@@ -235,6 +235,8 @@ lxc.cgroup.relative = 1
 lxc.environment = {VARIABLE}={VALUE}
 lxc.proc.oom_score_adj = {OOM_SCORE_ADJ}
 """
+if not IS_ROOT:
+    _LXC_CONFIG += f"lxc.idmap = u 0 {os.getuid()} 1\nlxc.idmap = g 0 {os.getgid()} 1\n"
 
 
 @contextlib.contextmanager
@@ -250,7 +252,7 @@ def lxc(shop: Workshop, case: str) -> Iterator[Container]:
         try:
             shop.run(["lxc-start", *of_it, "--daemon", f"--logfile={log}", "--logpriority=ERROR", "--", *PROGRAM])
         except CannotStartError as error:
-            raise CannotStartError(log.read_text().strip() or str(error)) from None
+            raise CannotStartError(log.read_text().partition("\n")[0] or str(error)) from None
         pid = int(shop.run(["lxc-info", *of_it, "--pid", "--no-humanize"]))
         # without --clear-env it hands the caller's whole environment to the container
         yield Container("lxc", case, pid, ("lxc-attach", *of_it, "--clear-env", "--"))
