@@ -105,6 +105,8 @@ static void read_environment(plan_t *plan)
     begin(plan, NSJOIN_STEP_ENV);
     char *text = map(ROOM, 0, -1);
     must(plan, text ? 0 : -ENOMEM);
+    /* a start that is tried again, as after a refused CLONE_INTO_CGROUP, finds what the first one has left of it */
+    must(plan, SYS3(lseek, plan->environ, 0, 0));
     while ((got = SYS3(read, plan->environ, text + used, ROOM - 1 - used)) > 0)
         used += got;
     must(plan, got < 0 ? got : used == ROOM - 1 ? -E2BIG : 0);
