@@ -487,6 +487,15 @@ static void bear(plan_t *plan)
     leave();
 }
 
+/* An ordinary user's process that is hidden may not write its own file, which is root's then: proc(5). Nothing is joined
+ * yet, so it shows to nobody what the caller does not. */
+static void tell_score(plan_t *plan)
+{
+    must(plan, SYS5(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0));
+    tell_proc(plan, "self/oom_score_adj", at(plan, plan->oom_score_adj));
+    hide(plan);
+}
+
 /* All that needs what is still ours: descriptors, /proc, groups. */
 static void prepare(plan_t *plan)
 {
@@ -501,7 +510,7 @@ static void prepare(plan_t *plan)
     if (plan->oom_score_adj || plan->lsm_label)
         open_proc(plan);
     if (plan->oom_score_adj)
-        tell_proc(plan, "self/oom_score_adj", at(plan, plan->oom_score_adj));
+        tell_score(plan);
     if (plan->flags & NSJOIN_GROUPS_FIRST)
         set_groups_first(plan);
     if (plan->flags & NSJOIN_DROP_GROUPS)
