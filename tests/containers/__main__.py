@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from .compare import NOT_SO, compare
-from .engines import ENGINES
+from .compare import NOT_SO, Cell, compare
+from .engines import ENGINES, Container
 from .fields import COLUMNS
 from .workshop import CannotStartError, workshop
 
@@ -26,7 +26,7 @@ def main(names: list[str]) -> int:
                 title = f"{engine.name}, {case}"
                 try:
                     with engine.start(shop, case) as box:
-                        row = compare(box)
+                        row = compare_or_tell(box)
                 except CannotStartError as error:
                     cannot.append(f"{title}: does not start here: {error}")
                     continue
@@ -38,6 +38,14 @@ def main(names: list[str]) -> int:
     print_table(lines)
     print(*(f"[{number}] {note}" for note, number in notes.items()), *cannot, sep="\n")
     return any(cell.startswith(NOT_SO) for line in lines for cell in line)
+
+
+def compare_or_tell(box: Container) -> dict[str, Cell]:
+    """The row; where nsjoin raises an error, that in every cell."""
+    try:
+        return compare(box)
+    except OSError as error:
+        return dict.fromkeys(_HEAD[1:], Cell(NOT_SO, (f"{type(error).__name__}: {error}",)))
 
 
 def print_table(lines: list[tuple[str, ...]]) -> None:
