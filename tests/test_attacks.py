@@ -6,20 +6,25 @@ succeed at all is shown with a joiner from whose source exactly one place was ta
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
 import os
 import shlex
 import shutil
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from changed import PR_SET_DUMPABLE
+from changed import NOBODY, PR_SET_DUMPABLE
+from child import children, held_program
+from conftest import requires_root
 
 import nsjoin
-from nsjoin import _build_setns, _launch, _shim
+from nsjoin import _build_setns, _launch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
     from conftest import Running
 
 HERE = Path(__file__).resolve().parent
+PROGRAM = (HERE / "hostile.py").read_text()  # not by its name: other users may not come that far
+SYSTEM_PYTHON = "/usr/bin/python3"
 DENIED = {"EPERM", "EACCES"}
 
 
@@ -43,8 +50,8 @@ def weaken(monkeypatch, tmp_path) -> Iterator[Callable[[str, str], None]]:
     """``weaken(old, new)`` launches a joiner in whose source ``old``, which is there once, has become ``new``."""
     source = tmp_path / "joiner"
     source.mkdir()
-    for name in ("_joiner.c", "_setns.h"):
-        shutil.copy(_build_setns.HERE / name, source)
+    for file in (*_build_setns.HERE.glob("*.c"), *_build_setns.HERE.glob("*.h")):
+        shutil.copy(file, source)
     monkeypatch.setattr(_build_setns, "HERE", source)
     monkeypatch.setattr(_launch, "_image", _launch._Image())
 
@@ -63,10 +70,16 @@ def weaken(monkeypatch, tmp_path) -> Iterator[Callable[[str, str], None]]:
 class Hostile:
     """A target that runs hostile.py, as root of its user namespace and PID 1 where it has a PID namespace."""
 
-    def __init__(self, start: Callable[..., Running], nstypes: tuple[str, ...], *arguments: str) -> None:
+    def __init__(
+        self, start: Callable[..., Running], nstypes: tuple[str, ...], *arguments: str, user: int | None = None
+    ) -> None:
+        """``user``: of root's user namespaces one is theirs, inside of what else there is."""
         if "pid" not in nstypes:
             arguments = (*arguments, str(os.getpid()))
-        command = [sys.executable, "-I", str(HERE / "hostile.py"), *arguments]
+        command = [sys.executable, "-I", "-c", PROGRAM, *arguments]
+        if user is not None:
+            become = ["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups"]
+            command = [*become, "unshare", "--map-root-user", SYSTEM_PYTHON, *command[1:]]
         self.running = start(*nstypes, program=f"exec {shlex.join(command)}")
         self.pid = self.running.pid
         assert self._line() == "armed"
@@ -146,52 +159,149 @@ def test_if_it_were_not_put_off_after_that_the_attacks_would_succeed(start, fold
 # --- call_in -------------------------------------------------------------------------------------------------
 
 
-def call_that_waits(hostile: Hostile, folder: Path, **keywords: Any) -> None:
-    """A function that lets the target do what it wants, while its process has our memory."""
+@pytest.fixture
+def meeting(folder) -> Path:
+    """A folder with the pipes by which a function inside and the target wait for each other."""
     for name in ("come", "go"):
         os.mkfifo(folder / name)
-
-    def let_it_try() -> None:
-        with open(folder / "come", "w"):
-            pass
-        with open(folder / "go") as go:
-            go.read()
-
-    nsjoin.call_in(hostile.pid, let_it_try, **keywords)
+        os.chmod(folder / name, 0o666)
+    return folder
 
 
-@pytest.fixture
-def set_again_by_the_kernel(monkeypatch) -> None:
-    """What a kernel with fs.suid_dumpable=1 does with the flag when a user namespace is joined or ids change."""
-    real_setns, real_setresuid = _shim.setns, os.setresuid
+def let_it_try(meeting: Path) -> None:
+    """Inside: let the target do what it wants, while this process has our memory."""
+    with open(meeting / "come", "w"):
+        pass
+    with open(meeting / "go") as go:
+        go.read()
 
-    def setns(fd: int, nstypes: int) -> None:
-        real_setns(fd, nstypes)
-        _shim.check(_shim.lib.nsjoin_prctl(PR_SET_DUMPABLE, 1))
 
-    def setresuid(*ids: int) -> None:
-        real_setresuid(*ids)
-        _shim.check(_shim.lib.nsjoin_prctl(PR_SET_DUMPABLE, 1))
-
-    monkeypatch.setattr(_shim, "setns", setns)
-    monkeypatch.setattr(os, "setresuid", setresuid)
+def let_it_try_undefended(meeting: Path) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    let_it_try(meeting)
 
 
 @pytest.mark.parametrize("nstypes", WORLDS)
-def test_nobody_inside_can_look_into_the_process_of_a_call(start, folder, nstypes):
-    hostile = Hostile(start, nstypes, "call", str(folder))
-    call_that_waits(hostile, folder)
+def test_nobody_inside_can_look_into_the_process_of_a_call(start, meeting, nstypes):
+    hostile = Hostile(start, nstypes, "call", str(meeting))
+    nsjoin.call_in(hostile.pid, let_it_try, meeting)
     assert_all_refused(hostile.outcomes())
 
 
-def test_nor_where_the_kernel_sets_the_flag_again(start, folder, set_again_by_the_kernel):
-    hostile = Hostile(start, WORLDS[0], "call", str(folder))
-    call_that_waits(hostile, folder)
-    assert_all_refused(hostile.outcomes())
-
-
-def test_without_the_flag_off_a_call_gives_all_our_memory_away(start, folder, monkeypatch):
-    hostile = Hostile(start, WORLDS[0], "call", str(folder))
-    monkeypatch.setattr(_shim, "be_undumpable", lambda: None)
-    call_that_waits(hostile, folder)
+@pytest.mark.parametrize("nstypes", WORLDS)
+def test_without_the_flag_off_a_call_gives_all_our_memory_away(start, meeting, nstypes):
+    hostile = Hostile(start, nstypes, "call", str(meeting))
+    nsjoin.call_in(hostile.pid, let_it_try_undefended, meeting)
     assert_all_successful(hostile.outcomes())
+
+
+@pytest.fixture
+def suid_dumpable() -> Iterator[None]:
+    """fs.suid_dumpable=1: after a change of credentials the kernel sets the flag."""
+    path = "/proc/sys/fs/suid_dumpable"
+    with open(path) as file:
+        before = file.read()
+    try:
+        with open(path, "w") as file:
+            file.write("1")
+        yield
+    finally:
+        with open(path, "w") as file:
+            file.write(before)
+
+
+@requires_root
+@pytest.mark.parametrize("how", ["call", "lease"])
+def test_with_suid_dumpable_1_they_are_hidden_too(start, meeting, suid_dumpable, how):
+    # a user namespace of somebody else's: to join it is a change of ids
+    program = program_in(meeting)
+    os.chown(program, NOBODY, NOBODY)
+    hostile = Hostile(start, ("mnt", "pid"), how, program if how == "lease" else str(meeting), user=NOBODY)
+    if how == "lease":
+        assert nsjoin.run_in(hostile.pid, [program]).returncode == 0
+    else:
+        nsjoin.call_in(hostile.pid, let_it_try, meeting)
+    assert_all_refused(hostile.outcomes())
+
+
+# --- what there is to see before exec -----------------------------------------------------------------------------
+
+
+def memory_of(pid: int) -> bytes:
+    """All that can be read of the memory of a process; as root, who may."""
+    found = b""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            span, mode, *_ = line.split()
+            begin, end = (int(number, 16) for number in span.split("-"))
+            if mode.startswith("r") and "[v" not in line:  # vvar and the like are the kernel's
+                memory.seek(begin)
+                found += memory.read(end - begin)
+    return found
+
+
+class Held(threading.Thread):
+    """Starts a program that is held before exec; ``pids`` are those of our new children by then."""
+
+    def __init__(self, program: Any, target: int, **keywords: Any) -> None:
+        super().__init__()
+        self._before = children()
+        self._work = lambda: nsjoin.run_in(target, [program.path], **keywords)
+        self.result: Any = None
+        self.start()
+        program.wait()
+        self.pids = children() - self._before
+
+    def run(self) -> None:
+        self.result = self._work()
+
+
+SECRET = b"the caller's own: %d" % os.getpid()
+
+
+@requires_root
+def test_before_exec_neither_memory_nor_descriptors_of_the_caller_are_inside(start, folder):
+    target = start("user", "mnt", "pid")
+    os.environ["NSJOIN_TEST_SECRET"] = SECRET.decode()
+    ours = os.open("/etc", os.O_RDONLY)
+    os.set_inheritable(ours, True)
+    given = os.open(folder, os.O_RDONLY)
+    try:
+        with held_program(folder / "held") as program:
+            held = Held(program, target.pid, env={"GIVEN": "the program's own"}, pass_fds=[given])
+            assert held.pids
+            for pid in held.pids:
+                memory = memory_of(pid)
+                assert b"the program's own" in memory
+                assert SECRET not in memory
+                open_files = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+                assert open_files.pop(given) == str(folder)
+                others = {name.partition(":")[0] for fd, name in open_files.items() if fd > 2}
+                # the barrier, the target's pidfd, the target's own root
+                assert others <= {"pipe", "anon_inode", "pidfd", "/"}
+                with open(f"/proc/{pid}/environ", "rb") as file:
+                    assert file.read() == b""
+            program.release()
+            held.join()
+        assert held.result.returncode == 0
+        assert SECRET in memory_of(os.getpid())  # that is how it would be found
+    finally:
+        os.close(ours)
+        os.close(given)
+        del os.environ["NSJOIN_TEST_SECRET"]
+
+
+def test_the_program_has_only_its_stdio_and_what_it_was_given(start, folder):
+    target = start("user", "mnt", "pid")
+    ours = fcntl.fcntl(0, fcntl.F_DUPFD, 50)  # inheritable
+    given = os.open(folder, os.O_RDONLY)
+    try:
+        listing = ["sh", "-c", "echo /proc/self/fd/*"]
+        done = nsjoin.run_in(target.pid, listing, pass_fds=[given], capture_output=True, check=True)
+    finally:
+        os.close(ours)
+        os.close(given)
+    found = {int(name.rpartition(b"/")[2]) for name in done.stdout.split()}
+    assert found > {0, 1, 2, given}
+    assert len(found) == 5  # and the directory that the shell lists
+    assert ours not in found
