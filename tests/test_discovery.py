@@ -280,3 +280,5 @@ def test_a_descriptor_that_was_opened_through_a_bind_mount_is_one(start, tmp_pat
             held = stack.enter_context(Namespace.from_path(path))
         info = seen()[held.id.ino]  # the link's text is "/" by now
         assert (info.paths, info.descriptors) == ((), ((os.getpid(), held.fileno()),))
+
+
