@@ -7,11 +7,13 @@ succeed at all is shown with a joiner from whose source exactly one place was ta
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -21,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from changed import NOBODY, PR_SET_DUMPABLE
 from child import children, held_program
-from conftest import requires_root
+from conftest import requires_program, requires_root
 
 import nsjoin
-from nsjoin import _build_setns, _launch
+from nsjoin import _build_setns, _launch, _start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -304,3 +306,267 @@ def test_the_program_has_only_its_stdio_and_what_it_was_given(start, folder):
     assert found > {0, 1, 2, given}
     assert len(found) == 5  # and the directory that the shell lists
     assert ours not in found
+
+
+# --- ways out: the working directory, the executable -----------------------------------------------------------------
+
+#: A target that has chrooted into a folder of its own, and whose working directory has stayed outside.
+JAILED = """
+import os, signal, subprocess, sys
+jail = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "none", jail], check=True)
+for folder in ("proc", "bin", "inner"):
+    os.mkdir(f"{jail}/{folder}")
+subprocess.run(["mount", "-t", "proc", "none", f"{jail}/proc"], check=True)
+subprocess.run(["cp", "/bin/busybox", f"{jail}/bin/busybox"], check=True)
+os.symlink("/proc/1/cwd", f"{jail}/out")
+os.symlink("/proc/self/fd/50", f"{jail}/given")
+os.symlink("/inner", f"{jail}/link")
+os.chdir("/etc")
+os.chroot(jail)
+print("end", flush=True)
+signal.pause()
+"""
+CHECK_CWD = "        check_cwd(plan);\n"
+
+
+@pytest.fixture
+def jailed(start, folder) -> Running:
+    command = [sys.executable, "-I", "-c", JAILED, str(folder)]
+    running = start("user", "mnt", "pid", program=f"exec {shlex.join(command)}")
+    assert running.process.stdout.readline() == "end\n"
+    return running
+
+
+WHERE = ["/bin/busybox", "ls"]
+
+
+@requires_program("busybox")
+@pytest.mark.parametrize("cwd", ["/out", "/proc/1/cwd", "/proc/1/cwd/.."])
+def test_no_working_directory_is_a_way_out_of_the_root(jailed, cwd):
+    with pytest.raises(nsjoin.JoinError, match="not below the target's root") as caught:
+        nsjoin.run_in(jailed.pid, WHERE, cwd=cwd)
+    assert (caught.value.step, caught.value.errno) == ("chdir", errno.EXDEV)
+
+
+@requires_program("busybox")
+def test_without_that_check_the_program_is_outside(jailed, weaken):
+    weaken(CHECK_CWD, "        (void)check_cwd;\n")
+    done = nsjoin.run_in(jailed.pid, WHERE, cwd="/out", capture_output=True, text=True, check=True)
+    assert "hostname" in done.stdout.split()
+
+
+@requires_program("busybox")
+@pytest.mark.parametrize("cwd", [None, "/", "/inner", "/link", "/proc/1/root", "inner/.."])
+def test_a_working_directory_inside_is_taken(jailed, cwd):
+    assert nsjoin.run_in(jailed.pid, WHERE, cwd=cwd, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def leaking(start, folder) -> Iterator[tuple[Any, str, int]]:
+    """A target with a link to /proc/self/fd/50 in a /proc where the joiner sees itself; 50 is a directory of ours."""
+    running = start("user", "mnt", program=f"ln -s /proc/self/fd/50 {folder}/given; echo end; exec sleep infinity")
+    assert running.process.stdout.readline() == "end\n"
+    directory = os.open("/usr", os.O_RDONLY)
+    ours = fcntl.fcntl(directory, fcntl.F_DUPFD, 50)
+    os.close(directory)
+    assert ours == 50
+    yield running, str(folder / "given"), ours
+    os.close(ours)
+
+
+def test_a_directory_that_is_handed_in_is_no_working_directory(leaking):  # CVE-2024-21626
+    running, link, ours = leaking
+    for cwd in (link, "/proc/self/fd/50"):
+        with pytest.raises(nsjoin.JoinError, match="not below the target's root"):
+            nsjoin.run_in(running.pid, ["ls"], cwd=cwd, pass_fds=[ours])
+        with pytest.raises(FileNotFoundError):
+            nsjoin.run_in(running.pid, ["ls"], cwd=cwd)  # not handed in, it is not there
+
+
+def test_without_that_check_a_link_leads_to_it(leaking, weaken):
+    weaken(CHECK_CWD, "        (void)check_cwd;\n")
+    running, link, ours = leaking
+    done = nsjoin.run_in(running.pid, ["ls"], cwd=link, pass_fds=[ours], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == sorted(os.listdir("/usr"))
+
+
+#: Standard input of the joiner that such a script is run by: "/:" is where it looks for the number of its plan, and
+#: that is 0. So it waits, and the target can do with its executable what it wants.
+SCRIPT = "/:"
+
+
+@pytest.fixture
+def self_script(start) -> Iterator[Any]:
+    """A target whose program /: is a script for /proc/self/exe, and that program, waiting."""
+    setup = "mount -t tmpfs none /mnt && printf '#!/proc/self/exe\\n' >/mnt/: && chmod +x /mnt/:"
+    root = "mkdir /mnt/proc /mnt/bin && mount -t proc none /mnt/proc && cp /bin/busybox /mnt/bin/"
+    wait = "echo end; exec /bin/busybox sleep 1d"
+    running = start("user", "mnt", "pid", program=f"{setup} && {root} && exec chroot /mnt /bin/busybox sh -c '{wait}'")
+    assert running.process.stdout.readline() == "end\n"
+    with nsjoin.spawn_in(running.pid, [SCRIPT], stdin=subprocess.PIPE) as process:
+        yield process, running
+        process.communicate()
+
+
+def executable_of(process: Any) -> int:
+    """As root of the target gets it, which may look into /proc/PID of what runs there."""
+    return os.open(f"/proc/{process.pid}/exe", os.O_RDONLY)
+
+
+def overwrite(fd: int) -> None:
+    """What CVE-2019-5736 does, once the program does not run any more."""
+    writable = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    try:
+        os.pwrite(writable, b"hostile", 0)
+    finally:
+        os.close(writable)
+
+
+@requires_root
+@requires_program("busybox")
+def test_a_script_for_proc_self_exe_reaches_only_the_sealed_joiner(self_script):
+    process, running = self_script
+    image = os.readlink(f"/proc/{process.pid}/exe")
+    assert image == "/memfd:nsjoin (deleted)"
+    fd = executable_of(process)
+    try:
+        process.communicate()
+        for act in (
+            overwrite,
+            lambda fd: os.chmod(f"/proc/self/fd/{fd}", 0),
+            lambda fd: os.truncate(f"/proc/self/fd/{fd}", 0),
+        ):
+            with pytest.raises(PermissionError):
+                act(fd)
+        assert os.pread(fd, 1 << 20, 0) == _launch._image_bytes()
+    finally:
+        os.close(fd)
+    assert nsjoin.run_in(running.pid, ["/bin/busybox", "true"]).returncode == 0
+
+
+@requires_root
+@requires_program("busybox")
+def test_without_the_seals_the_joiner_of_the_next_launch_is_the_targets(monkeypatch, unsealed, self_script):
+    process, _ = self_script
+    fd = executable_of(process)
+    try:
+        process.communicate()
+        overwrite(fd)
+        assert os.pread(_launch._image.open()[0], 7, 0) == b"hostile"
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def unsealed(monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(_launch, "_image", _launch._Image())
+    monkeypatch.setattr(_launch, "_seal", lambda fd: None)
+    yield
+    _launch._image.memfd_does_not_run()  # closes it
+
+
+@pytest.fixture
+def by_file(monkeypatch) -> None:
+    """No memfd can be executed here: each launch has an unlinked file of its own."""
+    image = _launch._Image()
+    image._memfd_runs = False
+    monkeypatch.setattr(_launch, "_image", image)
+
+
+@requires_root
+@requires_program("busybox")
+def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_script):
+    process, running = self_script
+    fd = executable_of(process)
+    try:
+        process.communicate()
+        overwrite(fd)  # this is what the file gives up: it can be filled, too
+        assert os.fstat(fd).st_nlink == 0
+    finally:
+        os.close(fd)
+    assert nsjoin.run_in(running.pid, ["/bin/busybox", "true"]).returncode == 0
+
+
+# --- a target that moves between our look and the join ----------------------------------------------------------------
+
+#: A process of nobody's in a mount namespace of root's, as many containers are, that goes to user and mount
+#: namespaces of its own when it is told, with a program there.
+LEAVING = """
+import ctypes, os, subprocess, sys
+print("end", flush=True)
+sys.stdin.readline()
+assert ctypes.CDLL(None).unshare(0x10000000 | 0x20000) == 0
+for name, text in (("setgroups", "deny"), ("uid_map", "0 65534 1"), ("gid_map", "0 65534 1")):
+    with open(f"/proc/self/{name}", "w") as file:
+        file.write(text)
+subprocess.run(["mount", "-t", "tmpfs", "none", "/mnt"], check=True)
+with open("/mnt/program", "w") as program:
+    program.write("#!/bin/sh\\nreadlink /proc/self/ns/user; grep CapEff /proc/self/status\\n")
+os.chmod("/mnt/program", 0o755)
+print("gone", flush=True)
+sys.stdin.read()
+"""
+
+
+class Leaving:
+    def __init__(self) -> None:
+        become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+        self.process = subprocess.Popen(
+            ["unshare", "--mount", *become, SYSTEM_PYTHON, "-I", "-c", LEAVING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "end\n"
+        self._has_gone = False
+
+    def go(self) -> None:
+        if self._has_gone:
+            return
+        self._has_gone = True
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "gone\n"
+
+
+@pytest.fixture
+def leaving(monkeypatch) -> Iterator[Leaving]:
+    """It leaves after we have looked at where it is, and before anything is joined."""
+    one = Leaving()
+    launch = _start._launch
+
+    def late(*args: Any) -> Any:
+        one.go()
+        return launch(*args)
+
+    monkeypatch.setattr(_start, "_launch", late)
+    yield one
+    one.process.communicate()
+
+
+@requires_root
+def test_a_target_that_leaves_its_user_namespace_just_then_does_not_get_our_rights(leaving):
+    done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
+    namespace, _ = done.stdout.splitlines()
+    assert namespace == os.readlink(f"/proc/{leaving.process.pid}/ns/user")
+
+
+@requires_root
+def test_nor_with_a_call(leaving):
+    namespace = nsjoin.call_in(leaving.process.pid, lambda: nsjoin.Namespace.current("user").id)
+    with nsjoin.Namespace.from_pid(leaving.process.pid, "user") as theirs:
+        assert namespace == theirs.id
+
+
+@requires_root
+def test_without_a_look_after_the_join_its_program_runs_as_our_root(leaving, weaken):
+    weaken("    if (plan->witness >= 0)\n        check_user(plan);", "    (void)check_user;")
+    done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
+    namespace, capabilities = done.stdout.splitlines()
+    assert namespace == os.readlink("/proc/self/ns/user")
+    with open("/proc/self/status") as status:
+        assert capabilities in status.read()
