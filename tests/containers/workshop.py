@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nsjoin import _shim
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -208,7 +210,7 @@ def _is_zombie(pid: int) -> bool:
 @contextlib.contextmanager
 def gone_afterwards(pid: int) -> Iterator[None]:
     """Wait at the end of the block until this process, which is not our child, has ended; but not for ever."""
-    pidfd = os.pidfd_open(pid)
+    pidfd = _shim.pidfd_open(pid)  # PyPy's os has none
     try:
         yield
         select.select([pidfd], [], [], PATIENCE)
