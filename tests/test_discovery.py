@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -18,7 +17,7 @@ from child import become_ordinary_user, in_child, wait_until_ended
 from conftest import IS_ROOT, requires_program, requires_root
 
 import nsjoin
-from nsjoin import Namespace, NamespaceError, NamespaceId, NamespaceNotFoundError, _survey, discovery
+from nsjoin import Namespace, NamespaceError, NamespaceId, NamespaceNotFoundError, _survey
 from nsjoin._nstype import BY_NAME, NSTYPES
 from nsjoin.discovery import NamespaceInfo, iter_namespaces, tree
 
@@ -242,7 +241,8 @@ def test_another_processes_descriptor_keeps_it(start, script):
 
 @contextmanager
 def pinned(source, path):
-    path.touch()
+    if not path.exists():
+        path.touch()
     subprocess.run(["mount", "--bind", source, path], check=True)
     try:
         yield
@@ -282,3 +282,339 @@ def test_a_descriptor_that_was_opened_through_a_bind_mount_is_one(start, tmp_pat
         assert (info.paths, info.descriptors) == ((), ((os.getpid(), held.fileno()),))
 
 
+def test_a_bind_mount_in_another_mount_namespace_keeps_it(start, tmp_path):
+    path = tmp_path / "pin"
+    place = start(
+        "uts", "mnt", program=f"touch {path}; mount --bind /proc/self/ns/uts {path}; exec unshare -u sleep inf"
+    )
+    # what unshare(1) itself is in keeps it too, so it has to leave it as well: by its end, which ends nothing else
+    with Namespace.from_pid(place.process.pid, "uts") as first:
+        info = seen()[first.id.ino]
+    assert info.paths == (f"/proc/{place.process.pid}/root{path}",)
+    assert not path.stat().st_size, "our mount namespace does not have it"
+    with info.open() as opened:
+        assert opened == first
+
+
+@requires_root
+def test_a_socket_keeps_the_net_namespace_that_it_was_made_in(start):
+    target = start("net")
+    number = inode(target.pid, "net")
+    with nsjoin.enter(target.pid, "net"):
+        made_inside = socket.socket()
+    with made_inside, socket.fromfd(made_inside.fileno(), socket.AF_INET, socket.SOCK_STREAM) as again:
+        target.end()
+        info = seen()[number]
+        assert (info.nstype, info.pids, info.descriptors) == ("net", (), ())
+        assert info.sockets == tuple((os.getpid(), fd) for fd in sorted((made_inside.fileno(), again.fileno())))
+        assert not any(
+            (os.getpid(), made_inside.fileno()) in other.sockets for other in iter_namespaces() if other != info
+        )
+        with info.open() as opened:
+            assert (opened.nstype, opened.id) == ("net", info.id)
+
+
+def test_a_socket_in_the_namespace_of_its_process_is_not_told():
+    with socket.socket() as ours:
+        assert not any((os.getpid(), ours.fileno()) in info.sockets for info in iter_namespaces())
+
+
+@requires_root
+def test_a_mount_namespace_that_nothing_visible_keeps_is_found(start):
+    """A descriptor in a message that nobody has received yet: no process has it, but the kernel lists the namespace."""
+    target = start("mnt")
+    number = inode(target.pid, "mnt")
+    with ExitStack() as stack:
+        ends = [stack.enter_context(end) for end in socket.socketpair()]
+        with Namespace.from_pid(target.pid, "mnt") as held:
+            socket.send_fds(ends[0], [b"x"], [held.fileno()])
+        target.end()
+        info = seen()[number]
+        assert info[5:] == ((), (), (), (), (), ())
+        with pytest.raises(NamespaceNotFoundError, match="nothing that kept it"):
+            info.open()
+    assert number not in seen()
+
+
+def test_an_ancestor_without_processes_is_found_by_its_descendants(start):
+    again = "exec unshare --map-root-user unshare --map-root-user sh -c 'echo inner; exec sleep infinity'"
+    target = start("user", program=again)
+    assert target.process.stdout.readline() == "inner\n"
+    with Namespace.from_pid(target.pid, "user") as inner, inner.parent() as middle, middle.parent() as outer:
+        expected = middle.id, outer.id
+    info = seen()[expected[0].ino]
+    assert (info.id, info.parent, info.owner) == (expected[0], expected[1], expected[1])
+    assert info[5:] == ((), (), (), (), (), ()), "nothing keeps it but what is below it"
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+def test_open_never_gives_another_namespace_in_its_place(start):
+    target = start("uts")
+    info = seen()[inode(target.pid, "uts")]
+    target.end()
+    moved = info._replace(pids=(os.getpid(),), descriptors=((os.getpid(), 0),), paths=("/no/such",))
+    with pytest.raises(NamespaceNotFoundError) as caught:
+        moved.open()
+    assert str(info.id.ino) in str(caught.value)
+
+
+# --- what is in the way ----------------------------------------------------------------------------------------------
+
+
+@requires_root
+def test_processes_that_an_ordinary_user_may_not_look_into_are_counted(start):
+    target = start("net")
+
+    def look():
+        found = iter_namespaces()
+        return found.refused, found.hidden, [info.pids for info in found]
+
+    refused, hidden, members = in_child(look, become_nobody)
+    assert target.pid in refused
+    assert len(set(refused)) == len(refused)
+    assert not hidden
+    assert not any(target.pid in pids for pids in members)
+    assert members, "his own"
+    assert target.pid not in iter_namespaces().refused
+
+
+@requires_root
+@pytest.mark.parametrize(("option", "refused", "hidden"), [("1", True, False), ("2", False, True)])
+def test_a_proc_that_hides_processes_is_told(start, option, refused, hidden):
+    target = start("mnt", program=f"mount -t proc -o hidepid={option} proc /proc; echo; exec sleep infinity")
+    target.process.stdout.readline()
+
+    def look():
+        found = iter_namespaces()
+        return target.pid in found.refused, found.hidden
+
+    def inside(*prepare):
+        return nsjoin.call_in(target.pid, lambda: [step() for step in (*prepare, look)][-1], namespaces=("mnt",))
+
+    assert inside() == (False, False), "root sees all"
+    assert inside(become_nobody) == (refused, hidden)
+
+
+@requires_root
+def test_sockets_that_do_not_tell_are_counted():
+    def look():
+        with socket.socket() as ours:
+            found = iter_namespaces()
+            return found.refused_sockets, [
+                info.sockets for info in found if (os.getpid(), ours.fileno()) in info.sockets
+            ]
+
+    more, told = in_child(look, become_nobody)
+    assert more >= 1
+    assert told == []
+    with socket.socket():
+        assert iter_namespaces().refused_sockets == 0
+
+
+@requires_root
+def test_a_bind_mount_that_cannot_be_opened_is_found_by_its_number(start, tmp_path):
+    target = start("uts")
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    with pinned(f"/proc/{target.pid}/ns/uts", hidden / "blue"):
+        number = (hidden / "blue").stat().st_ino
+        target.end()
+        info = in_child(lambda: seen()[number], become_nobody)
+    assert (info.nstype, info.paths[0], info.id) == ("uts", str(hidden / "blue"), (info.id.dev, number, None))
+    assert (info.owner, info.owner_uid, info.parent) == (None, None, None)
+
+
+@requires_root
+def test_of_a_bind_mount_below_another_mount_the_namespace_is_not_mistaken(start, tmp_path):
+    target = start("uts")
+    path = tmp_path / "blue"
+    with pinned(f"/proc/{target.pid}/ns/uts", path):
+        number = path.stat().st_ino
+        with pinned("/proc/self/ns/net", path):
+            target.end()
+            found = seen()
+    assert (found[number].nstype, found[number].paths[0]) == ("uts", str(path))
+    assert found[number].id.unique is None
+    assert found[inode("self", "net")].paths[0] == str(path)
+
+
+def test_the_descriptors_that_the_look_itself_needs_are_not_listed(start):
+    start(*ALL)
+    assert not [
+        info.descriptors for info in iter_namespaces() if any(pid == os.getpid() for pid, _ in info.descriptors)
+    ]
+
+
+def test_a_few_descriptors_are_enough(start):
+    targets = [start("uts", "ipc", "net") for _ in range(4)]
+    numbers = {inode(target.pid, nstype) for target in targets for nstype in ("uts", "ipc", "net")}
+    free = os.open("/", os.O_RDONLY)
+    os.close(free)
+
+    def look():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 8, free + 8))
+        return {number: seen()[number].owner for number in numbers}
+
+    owners = in_child(look)
+    assert all(owners.values())
+
+
+def test_without_descriptors_it_says_so(start):
+    free = os.open("/", os.O_RDONLY)
+    os.close(free)
+
+    def look():
+        with open("/proc/self/limits"):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, free + 2))
+            with pytest.raises(OSError, match="Too many open files"):
+                iter_namespaces()
+
+    in_child(look)
+
+
+def test_the_pids_of_another_proc_are_refused(start):
+    target = start("pid")
+    with pytest.raises(NamespaceError, match="belongs to another PID namespace") as caught:
+        nsjoin.call_in(target.pid, iter_namespaces)
+    assert caught.value.errno == 18  # EXDEV
+
+
+def test_without_proc_it_says_so(start):
+    target = start("mnt", "pid", program="umount -l /proc; mount -t tmpfs none /proc; echo; exec sleep infinity")
+    target.process.stdout.readline()
+    with pytest.raises(NamespaceNotFoundError, match="/proc is not mounted here"):
+        nsjoin.call_in(target.pid, iter_namespaces)
+
+
+# --- what vanishes meanwhile -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 10])
+def test_a_process_that_ends_while_it_is_looked_at_is_no_error(start, monkeypatch, after):
+    target = start("uts", "net")
+    number = inode(target.pid, "net")
+    readlink, left = os.readlink, [after]
+
+    def end_first(path, *, dir_fd=None):
+        """Ends the target when it has been looked at so many times; the real call is made in any case."""
+        if dir_fd is not None and readlink(f"/proc/self/fd/{dir_fd}") == f"/proc/{target.pid}":
+            if left[0] == 0:
+                target.end()
+            left[0] -= 1
+        return readlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "readlink", end_first)
+    found = iter_namespaces()
+    monkeypatch.undo()
+    assert left[0] < 0 or after == 10
+    infos = list(found)
+    assert target.pid not in found.refused
+    assert after == 10 or not any(target.pid in info.pids for info in infos if info.nstype == "net")
+    assert number in {info.id.ino for info in infos} or after != 10
+
+
+def test_a_process_that_has_gone_before_its_turn_is_no_error(monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    listdir = os.listdir
+    monkeypatch.setattr(
+        os, "listdir", lambda path: [*listdir(path), str(gone.pid)] if path in ("/proc", "task") else listdir(path)
+    )
+    found = iter_namespaces()
+    assert gone.pid not in found.refused
+    assert not any(gone.pid in info.pids for info in found)
+
+
+@pytest.mark.parametrize("what", ["descriptors", "a descriptor", "mountinfo", "a socket"])
+def test_what_is_closed_meanwhile_is_no_error(start, script, monkeypatch, what):
+    target = start("uts", "mnt")
+    pid, _ = script(
+        "import os, socket, sys; s = socket.socket(); os.open(sys.argv[1], 0); print(flush=True); sys.stdin.read()",
+        f"/proc/{target.pid}/ns/uts",
+    )
+
+    def end_all():
+        target.end()
+        os.kill(pid, signal.SIGKILL)
+        wait_until_ended(pid)
+
+    survey = _survey.Survey()
+    hooks = {
+        "descriptors": "_descriptors",
+        "a descriptor": "_descriptor",
+        "mountinfo": "_mountinfo",
+        "a socket": "_sockets",
+    }
+    real = getattr(survey, hooks[what])
+    done = []
+
+    def first_end(*args):
+        if not done and (not args or args[0] == pid):
+            done.append(True)
+            end_all()
+        return real(*args)
+
+    setattr(survey, hooks[what], first_end)
+    survey.run()
+    assert done
+
+
+def test_programs_that_come_and_go_are_no_error(start):
+    start("uts", program="while :; do (true) & (:) & wait; done")
+    for _ in range(20):
+        assert os.getpid() in next(info for info in iter_namespaces() if info.nstype == "user").pids
+
+
+# --- the hierarchy ---------------------------------------------------------------------------------------------------
+
+
+def info(nstype, ino, owner=None, parent=None):
+    ids = [number and NamespaceId(4, number, None) for number in (owner, parent)]
+    return NamespaceInfo(nstype, NamespaceId(4, ino, ino), ids[0], 0, ids[1], (), (), (), (), (), ())
+
+
+def plain(nodes):
+    return [(node.namespace.id.ino, plain(node.children)) for node in nodes]
+
+
+MADE = [
+    info("user", 1),
+    info("user", 2, owner=1, parent=1),
+    info("user", 3, owner=2, parent=2),
+    info("pid", 4, owner=1),
+    info("pid", 5, owner=3, parent=4),
+    info("net", 6, owner=3),
+    info("uts", 7, owner=99),
+    info("pid", 8, owner=99, parent=98),
+]
+
+
+def test_tree_puts_user_and_pid_namespaces_below_their_parents():
+    assert plain(tree(MADE)) == [(1, [(2, [(3, [])])]), (4, [(5, [])]), (8, [])]
+
+
+def test_tree_puts_everything_below_its_owner():
+    assert plain(tree(iter(MADE), by="owner")) == [(1, [(2, [(3, [(5, []), (6, [])])]), (4, [])]), (7, []), (8, [])]
+
+
+def test_tree_knows_no_other_order():
+    with pytest.raises(ValueError, match="by is 'parent' or 'owner', not 'pid'"):
+        tree(MADE, by="pid")
+
+
+def test_tree_of_what_is_there(start):
+    target = start("user", "pid", "net")
+    for by, expected in (("parent", {"user", "pid"}), ("owner", {"user", "pid", "net", "mnt"})):
+        nodes = list(tree(by=by))
+        above = {}
+        while nodes:
+            node = nodes.pop()
+            above.update((child.namespace.id.ino, node.namespace.id.ino) for child in node.children)
+            nodes += node.children
+            assert by == "owner" or node.namespace.nstype in expected
+        own = {nstype: inode("self", nstype) for nstype in ("user", "pid")}
+        assert above[inode(target.pid, "user")] == own["user"]
+        pid_is_below = own["pid"] if by == "parent" else inode(target.pid, "user")
+        assert above[inode(target.pid, "pid")] == pid_is_below
