@@ -91,7 +91,7 @@ def test_joins_go_on_in_a_storm_of_signals(stage, number, raising):
         if raising:  # may lose a descriptor, or leave it to an object of Python's to be closed with a warning
             warnings.simplefilter("ignore", ResourceWarning)
             sys.unraisablehook = lambda _raised: None
-        storm.prepare()
+        storm.prepare_thread()
         one = storm.Storm(Job(stage.target, str(stage.folder / "program")))
         one.run(number, 2, raising=raising)
         assert one.received > one.interrupted > 0 or not raising

@@ -148,14 +148,22 @@ class Stage:
         *options: str,
         limits: dict[str, int] | None = None,
         target: int | None = None,
+        refused: Sequence[str] = (),
+        forbidden: bool = False,
         meanwhile: Callable[[int], object] = lambda _pid: None,
     ) -> dict[str, Any]:
         """Run the operation under strace with these options; without any, without strace.
 
-        ``meanwhile`` gets the pid of who performs it.
+        ``refused`` and ``forbidden`` as for ``kernels.refuse``; ``meanwhile`` gets the pid of who performs it.
         """
         assert self._process.stdin is not None
-        request = {"operation": operation, "limits": limits or {}, "target": target or self.target}
+        request = {
+            "operation": operation,
+            "limits": limits or {},
+            "target": target or self.target,
+            "refused": list(refused),
+            "forbidden": forbidden,
+        }
         print(json.dumps(request), file=self._process.stdin, flush=True)
         pid = self._answer()["pid"]
         with traced(pid, options) if options else contextlib.nullcontext():

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import kernels
 from changed import drop_capability, prctl
 from conftest import _state
 
 import nsjoin
 from nsjoin import _launch, _shim
 from nsjoin._nstype import BY_NAME
+from nsjoin._process import own_inodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,15 +168,23 @@ OPERATIONS: dict[str, Callable[[Job], None]] = {
 }
 
 
-def in_fork(name: str, job: Job, result: int, limits: dict[str, int]) -> None:
+def prepare() -> None:
+    """What is kept for the lifetime of a process, or a thread."""
+    image, is_for_one_launch = _launch._image.open()
+    if is_for_one_launch:
+        os.close(image)
+    own_inodes((BY_NAME["uts"],))
+
+
+def in_fork(name: str, job: Job, result: int, request: dict[str, Any]) -> None:
     """The operation between two looks at this process; its outcome as JSON into ``result``."""
     if name == "call_with_one_in_the_middle":
         job.given = [nsjoin.Namespace.from_pid(job.target, nstype) for nstype in ("net", "pid")]
         drop_capability(CAP_SYS_PTRACE)
-    for limit, value in limits.items():
+    kernels.refuse(request["refused"], forbidden=request["forbidden"])
+    for limit, value in request["limits"].items():
         resource.setrlimit(getattr(resource, limit), (value, value))
-    _launch._image.open()
-    _shim.inodes(-1, [BY_NAME["uts"].get])
+    prepare()
     if name.startswith("enter_several"):
         _shim.unshare(0x200)  # CLONE_FS, as enter does, so that its second time changes nothing
     before = look()
@@ -216,7 +226,7 @@ def measured(operation: Callable[[Job], None], job: Job) -> dict[str, Any]:
 
 
 def serve(program: str) -> None:
-    """For each line {"operation", "target", "limits"}: the pid, and when it has ended, how that was."""
+    """For each line {"operation", "target", "limits", "refused", "forbidden"}: the pid, and when it has ended, how that was."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     for line in sys.stdin:
@@ -226,7 +236,9 @@ def serve(program: str) -> None:
         if pid == 0:
             os.close(reader)
             try:
-                in_fork(request["operation"], Job(request["target"], program), writer, request["limits"])
+                in_fork(request["operation"], Job(request["target"], program), writer, request)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         os.close(writer)

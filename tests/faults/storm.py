@@ -21,10 +21,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness import build_program, running_target
-from stage import OPERATIONS, Job, look
+from stage import OPERATIONS, Job, look, prepare
 
-from nsjoin import _launch, _shim
-from nsjoin._nstype import BY_NAME
+from nsjoin import _shim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,22 +106,20 @@ class Storm:
         job.finish()
 
 
+def prepare_thread() -> None:
+    prepare()
+    _shim.unshare(0x200)  # CLONE_FS, which enter("mnt") does for good
+
+
 def kinds(links: list[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(link.partition(":[")[0] for link in links).items())
-
-
-def prepare() -> None:
-    """What is kept for the process's lifetime."""
-    _launch._image.open()
-    _shim.inodes(-1, [BY_NAME["uts"].get])
-    _shim.unshare(0x200)  # CLONE_FS, which enter("mnt") does for good
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100, help="of each operation for each signal and handler")
     given = parser.parse_args()
-    prepare()
+    prepare_thread()
     with running_target() as target, TemporaryDirectory() as folder:
         program = str(build_program(Path(folder)))
         for number in SIGNALS:

@@ -1,0 +1,138 @@
+"""Kernels that lack something, or forbid it: seccomp filters that answer for them. As a program: the table.
+
+Rows are features, each alone and all together, absent (ENOSYS; ENOTTY and EINVAL for what is not a call of its own) and
+forbidden (EPERM, as container engines and hardened services do). A cell says what became of the operation of ``stage.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from changed import ARG1, NR, SYS_IOCTL, SYS_PIDFD_OPEN, SYS_SETNS, Filter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+SYS_MEMFD_CREATE, SYS_EXECVEAT = {"x86_64": (319, 322), "aarch64": (279, 281)}[platform.machine()]
+SYS_PIDFD_SEND_SIGNAL, SYS_CLONE3, SYS_CLOSE_RANGE, SYS_OPENAT2 = 424, 435, 436, 437
+NS_GET_ID = 0x8008B70D
+CLONE_FLAGS = (0, 0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
+
+
+class Feature(NamedTuple):
+    """What a kernel may lack: since which release it is there, what one without it answers, the filter for an errno."""
+
+    name: str
+    since: str
+    absent: int
+    refuse: Callable[[int], Filter]
+
+
+def call(number: int) -> Callable[[int], Filter]:
+    def refuse(error: int) -> Filter:
+        one = Filter()
+        one.load(NR)
+        one.refuse_if(number, error)
+        return one
+
+    return refuse
+
+
+def several_types_at_once(error: int) -> Filter:
+    """setns(2) that a filter can tell to be with a pidfd: more than one type."""
+    one = Filter()
+    one.load(NR)
+    one.require(SYS_SETNS)
+    one.load(ARG1)
+    for flag in CLONE_FLAGS:
+        one.allow_if(flag)
+    one.refuse(error)
+    return one
+
+
+def pidfd_ioctls(error: int) -> Filter:
+    one = Filter()
+    one.load(NR)
+    one.require(SYS_IOCTL)
+    one.load(ARG1)
+    one.refuse_if(0xC040FF0B, error)  # PIDFD_GET_INFO
+    one.mask(0xFFFFFF00)
+    one.refuse_if(0xFF00, error)
+    return one
+
+
+def unique_ids(error: int) -> Filter:
+    one = Filter()
+    one.load(NR)
+    one.require(SYS_IOCTL)
+    one.load(ARG1)
+    one.refuse_if(NS_GET_ID, error)
+    return one
+
+
+FEATURES = {
+    feature.name: feature
+    for feature in (
+        Feature("pidfd_open", "5.3", errno.ENOSYS, call(SYS_PIDFD_OPEN)),
+        Feature("pidfd_send_signal", "5.1", errno.ENOSYS, call(SYS_PIDFD_SEND_SIGNAL)),
+        Feature("clone3", "5.3", errno.ENOSYS, call(SYS_CLONE3)),
+        Feature("close_range", "5.9", errno.ENOSYS, call(SYS_CLOSE_RANGE)),
+        Feature("setns with a pidfd", "5.8", errno.EINVAL, several_types_at_once),
+        Feature("openat2", "5.6", errno.ENOSYS, call(SYS_OPENAT2)),
+        Feature("pidfd ioctls", "6.11", errno.ENOTTY, pidfd_ioctls),
+        Feature("NS_GET_ID", "6.18", errno.ENOTTY, unique_ids),
+        Feature("memfd_create", "3.17", errno.ENOSYS, call(SYS_MEMFD_CREATE)),
+        Feature("execveat", "3.19", errno.ENOSYS, call(SYS_EXECVEAT)),
+    )
+}
+#: What Linux 4.18 has is not part of "all": it only may be forbidden.
+OLD = tuple(name for name, feature in FEATURES.items() if not feature.since.startswith("3."))
+
+
+def refuse(names: Iterable[str], *, forbidden: bool) -> None:
+    """In this process, and what it starts, for good."""
+    for name in names:
+        feature = FEATURES[name]
+        feature.refuse(errno.EPERM if forbidden else feature.absent).install()
+
+
+def rows() -> list[tuple[str, tuple[str, ...]]]:
+    return [("nothing", ()), *((name, (name,)) for name in FEATURES), ("all that 4.18 lacks", OLD)]
+
+
+def main() -> None:
+    from harness import Stage
+    from stage import OPERATIONS
+
+    table: list[tuple[str, ...]] = [("without", "how", *OPERATIONS)]
+    notes: dict[str, str] = {}
+    with Stage() as stage:
+        for label, names in rows():
+            for forbidden in (False, True):
+                answers = [stage.perform(name, refused=names, forbidden=forbidden) for name in OPERATIONS]
+                cells = [note(answer, notes) for answer in answers]
+                table.append((label, "forbidden" if forbidden else "absent", *cells))
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    for text, mark in notes.items():
+        print(f"[{mark}] {text}")
+
+
+def note(answer: dict[str, Any], notes: dict[str, str]) -> str:
+    wrong = [what for what in ("hung", "left", "changed") if answer[what]]
+    if wrong:
+        return f"WRONG: {', '.join(wrong)}"
+    if answer["error"] is None:
+        return "works"
+    return f"error [{notes.setdefault(answer['error'], str(len(notes) + 1))}]"
+
+
+if __name__ == "__main__":
+    main()
