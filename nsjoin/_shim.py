@@ -49,8 +49,9 @@ _CAP_SYS_ADMIN = 21
 _F_DUPFD_CLOEXEC = 1030
 O_PATH = 0o10000000
 
-#: What an ioctl answers that the running kernel, or a seccomp filter, does not know.
-NO_SUCH_IOCTL = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+#: What an ioctl answers that the running kernel does not know, or a seccomp filter forbids (EPERM, as the kernel says
+#: too to who may not look: then /proc says it as well).
+NO_SUCH_IOCTL = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 #: What setns(2) with a pidfd answers where the namespaces' descriptors may still do, one by one: an old kernel (it
 #: needs Linux 5.8), a seccomp filter, an owner who has to be entered first. They also tell which namespace it was.
