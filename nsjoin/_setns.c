@@ -436,13 +436,22 @@ static int become_joiner(void *argument)
     _exit(127);
 }
 
+/* A seccomp filter may forbid memfds. The file has no name, so nobody else can open it. */
+static int open_plan(void)
+{
+    int fd = nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC);
+    if (fd == -ENOSYS || fd == -EPERM)
+        fd = result(open("/tmp", O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC, 0600)); /* Linux 3.11 */
+    return lifted(fd);
+}
+
 static int open_work(struct nsjoin_work *work)
 {
     int error = result(pipe2(work->barrier, O_CLOEXEC));
     for (int i = 0; error == 0 && i < 2; i++)
         if ((work->barrier[i] = lifted(work->barrier[i])) < 0)
             error = work->barrier[i];
-    if (error == 0 && (work->plan = lifted(nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC))) < 0)
+    if (error == 0 && (work->plan = open_plan()) < 0)
         error = work->plan;
     return error;
 }
