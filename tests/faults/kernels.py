@@ -1,7 +1,8 @@
 """Kernels that lack something, or forbid it: seccomp filters that answer for them. As a program: the table.
 
-Rows are features, each alone and all together, absent (ENOSYS; ENOTTY and EINVAL for what is not a call of its own) and
-forbidden (EPERM, as container engines and hardened services do). A cell says what became of the operation of ``stage.py``.
+Rows are features, each alone and all together, absent (ENOSYS; ENOTTY and EINVAL for what is not a call of its own)
+and forbidden (EPERM, as container engines and hardened services do). A cell says what became of the operation of
+``stage.py``.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def measured(operation: Callable[[Job], None], job: Job) -> dict[str, Any]:
 
 
 def serve(program: str) -> None:
-    """For each line {"operation", "target", "limits", "refused", "forbidden"}: the pid, and when it has ended, how that was."""
+    """For each request, as ``harness.Stage.perform`` writes them: the pid, and when it has ended, how that was."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     for line in sys.stdin:

@@ -1,0 +1,140 @@
+"""Kernels that lack something, and seccomp filters that forbid it: everything that Linux 4.18 can do still works.
+
+The features, the filters that stand for a kernel without them, and the table of all results: ``faults/kernels.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from changed import SYS_PIDFD_OPEN, become_nobody, in_child
+from conftest import IS_ROOT, Running, requires_root
+
+import nsjoin
+from nsjoin import _shim
+from nsjoin._nstype import BY_NAME
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
+
+import kernels
+from harness import Stage
+from stage import OPERATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HOW = pytest.mark.parametrize("forbidden", [False, True], ids=["absent", "forbidden"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stage() -> Iterator[Stage | None]:
+    """Autouse, so that it is there before the guard takes stock."""
+    if not IS_ROOT or shutil.which("cc") is None:
+        yield None
+        return
+    with Stage() as running:
+        yield running
+
+
+def raw(number: int) -> Callable[[], object]:
+    def make() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syscall(number, -1, 0, 0, 0, 0) < 0:
+            raise OSError(ctypes.get_errno(), "syscall")
+
+    return make
+
+
+#: something of each feature, as this kernel has it
+USES: dict[str, Callable[[], object]] = {
+    "pidfd_open": raw(SYS_PIDFD_OPEN),
+    "pidfd_send_signal": raw(kernels.SYS_PIDFD_SEND_SIGNAL),
+    "clone3": raw(kernels.SYS_CLONE3),
+    "close_range": raw(kernels.SYS_CLOSE_RANGE),
+    "setns with a pidfd": lambda: _shim.setns(-1, 0x40000000 | 0x04000000),
+    "openat2": raw(kernels.SYS_OPENAT2),
+    "pidfd ioctls": lambda: _shim.inodes(0, [BY_NAME["net"].get]),
+    "NS_GET_ID": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_GET_ID)),
+    "memfd_create": lambda: os.close(_shim.memfd_create(b"nsjoin", 1)),
+    "execveat": raw(kernels.SYS_EXECVEAT),
+}
+
+
+@HOW
+@pytest.mark.parametrize("name", kernels.FEATURES)
+def test_the_filters_take_away_what_they_say(name, forbidden):
+    def use() -> None:
+        kernels.refuse([name], forbidden=forbidden)
+        number = errno.EPERM if forbidden else kernels.FEATURES[name].absent
+        with pytest.raises(OSError, match=rf"\[Errno {number}\]"):
+            USES[name]()
+
+    assert set(USES) == set(kernels.FEATURES)
+    in_child(use)
+
+
+@requires_root
+@HOW
+@pytest.mark.parametrize(("label", "names"), kernels.rows(), ids=[label for label, _ in kernels.rows()])
+def test_everything_works_without(stage, label, names, forbidden):
+    if stage is None:
+        pytest.skip("needs a C compiler")
+    for operation in OPERATIONS:
+        answer = stage.perform(operation, refused=names, forbidden=forbidden)
+        assert answer["error"] is None, f"{operation} without {label}: {answer}"
+        assert (answer["changed"], answer["left"], answer["hung"]) == ([], [], False), answer
+
+
+@HOW
+@pytest.mark.parametrize(("label", "names"), kernels.rows(), ids=[label for label, _ in kernels.rows()])
+def test_an_ordinary_user_comes_into_his_own_namespaces_without(label, names, forbidden):
+    def joins() -> None:
+        if IS_ROOT:
+            become_nobody()
+        target = Running(("user", "net", "pid", "uts", "ipc"))
+        try:
+            kernels.refuse(names, forbidden=forbidden)
+            inode = os.stat(f"/proc/{target.pid}/ns/net").st_ino
+            done = nsjoin.run_in(target.pid, ["readlink", "/proc/self/ns/net"], capture_output=True, text=True)
+            assert done.stdout == f"net:[{inode}]\n", done
+            assert nsjoin.call_in(target.pid, lambda: os.stat("/proc/self/ns/net").st_ino) == inode
+            with nsjoin.Target.from_pid(target.pid) as pinned:
+                target.end()
+                with pytest.raises(nsjoin.TargetGoneError):
+                    nsjoin.run_in(pinned, ["true"])
+        finally:
+            target.end()
+
+    in_child(joins)
+
+
+@HOW
+def test_without_close_range_a_descriptor_above_the_limit_is_closed_too(target, forbidden):
+    """It was opened before RLIMIT_NOFILE was lowered."""
+
+    def spawn() -> None:
+        kernels.refuse(["close_range"], forbidden=forbidden)
+        high = 700
+        os.dup2(os.open("/", os.O_RDONLY), high, inheritable=True)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+        command = ["sh", "-c", "ls /proc/self/fd"]
+        inside = nsjoin.run_in(target.pid, command, namespaces=NET, capture_output=True, text=True).stdout
+        assert str(high) not in inside.split()
+        kept = nsjoin.run_in(
+            target.pid, command, namespaces=NET, close_fds=False, capture_output=True, text=True
+        ).stdout
+        assert str(high) in kept.split()
+
+    in_child(spawn)
+
+
+NET = ["net"] if IS_ROOT else ["user", "net"]
