@@ -264,7 +264,7 @@ def remaining(deadline: float) -> list[str]:
     """The orphans that have not ended by then; they are killed."""
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < deadline:
-            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is None:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 time.sleep(0.001)  # a child, and none that has ended
     left = []
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
