@@ -1,6 +1,7 @@
 """What fails, or is killed, at any moment: an error that says so, or success; and nothing is left, changed or stuck.
 
-A sample of what the programs in ``faults/`` do in full: ``inject.py``, ``inject.py --kill``, ``kill.py``, ``storm.py``.
+A sample of what the programs in ``faults/`` do in full: ``inject.py``, ``inject.py --kill``, ``inject.py --end-target``, ``kill.py``,
+``storm.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from harness import Fault, Stage, Tally
 from stage import OPERATIONS, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 can_inject = pytest.mark.skipif(
     not IS_ROOT or shutil.which("strace") is None or shutil.which("cc") is None,
@@ -52,11 +53,12 @@ def stage() -> Iterator[Stage | None]:
         yield running
 
 
-def inject(stage: Stage, faults: list[Fault], offset: int) -> None:
+def sample(faults: list[Fault], inject: Callable[[Fault], dict[str, Any]]) -> None:
     tally = Tally()
     wrong = []
+    offset = list(OPERATIONS).index(faults[0].operation)
     for fault in faults[offset % EVERY :: EVERY]:
-        problem = tally.add(fault, stage.inject(fault))
+        problem = tally.add(fault, inject(fault))
         if problem:
             wrong.append(f"{fault}: {problem}")
     print(f"of {len(faults)} faults\n{tally.table()}")
@@ -67,13 +69,19 @@ def inject(stage: Stage, faults: list[Fault], offset: int) -> None:
 @can_inject
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_system_call_may_fail(stage, operation):
-    inject(stage, stage.faults(operation), list(OPERATIONS).index(operation))
+    sample(stage.faults(operation), stage.inject)
 
 
 @can_inject
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_process_may_be_killed_at_each_system_call(stage, operation):
-    inject(stage, stage.kills(operation), list(OPERATIONS).index(operation))
+    sample(stage.kills(operation), stage.inject)
+
+
+@can_inject
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_target_may_end_at_each_system_call(stage, operation):
+    sample(stage.stops(operation), stage.end_target)
 
 
 @can_inject

@@ -206,6 +206,45 @@ class Stage:
         options = ["-e", f"trace={fault.call}", "-e", fault.option()]
         return self.perform(fault.operation, *follow, *options, "-o", os.devnull)
 
+    def end_target(self, fault: Fault) -> dict[str, Any]:
+        """Who makes the call is stopped after it (SIGSTOP) until the target has lost its namespaces to a SIGKILL."""
+        log = self.folder / "stops"
+        if not log.exists():
+            os.mkfifo(log)
+        follow = ["-f"] if fault.everywhere else []
+        options = [*follow, "-e", f"trace={fault.call}", "-e", fault.option(), "-o", str(log)]
+        reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)  # before strace, which waits for somebody to read
+        os.set_blocking(reader, True)
+        with running_target() as target, open(reader) as lines:
+
+            def kill(pid: int) -> None:
+                for line in lines:
+                    if "--- stopped by SIGSTOP" in line:
+                        end(target)
+                        os.kill(int(line.split()[0]) if fault.everywhere else pid, signal.SIGCONT)
+
+            return self.perform(fault.operation, *options, target=target, meanwhile=kill)
+
+    def stops(self, operation: str) -> list[Fault]:
+        """One for each call, for ``end_target``."""
+        return [fault._replace(what="SIGSTOP") for fault in self.kills(operation) if fault.call != "exit_group"]
+
+
+def end(target: int) -> None:
+    """Not until it has been reaped: where it is the init of a PID namespace, it waits for all who are in it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(target, signal.SIGKILL)
+    while has_namespaces(target):
+        os.sched_yield()
+
+
+def has_namespaces(pid: int) -> bool:
+    try:
+        os.stat(f"/proc/{pid}/ns/net")
+    except OSError:
+        return False
+    return True
+
 
 def errors_of(call: str) -> Sequence[str]:
     if call in NEVER:

@@ -1,4 +1,6 @@
-"""Lets every system call of every kind of join fail in every way that ``harness.ERRORS`` knows; ``--kill``: ends there.
+"""Lets every system call of every kind of join fail in every way that ``harness.ERRORS`` knows.
+
+``--kill``: who makes the call is killed there; ``--end-target``: the target is, right after it.
 
 As root, with strace and a C compiler. All of it takes some minutes.
 """
@@ -17,14 +19,16 @@ def main() -> None:
     parser.add_argument("--operation", action="append", choices=OPERATIONS, help="only these (default: all)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th fault")
     parser.add_argument("--kill", action="store_true", help="SIGKILL at each system call instead of errors")
+    parser.add_argument("--end-target", action="store_true", help="the target ends after each system call")
     parser.add_argument("--messages", action="store_true", help="show every error")
     given = parser.parse_args()
     tally = Tally()
     with Stage() as stage:
         for operation in given.operation or OPERATIONS:
-            faults = stage.kills(operation) if given.kill else stage.faults(operation)
-            for fault in faults[:: given.every]:
-                problem = tally.add(fault, stage.inject(fault))
+            find = stage.kills if given.kill else stage.stops if given.end_target else stage.faults
+            inject = stage.end_target if given.end_target else stage.inject
+            for fault in find(operation)[:: given.every]:
+                problem = tally.add(fault, inject(fault))
                 if problem:
                     print(f"WRONG {fault}: {problem}", flush=True)
     if given.messages:
