@@ -1,7 +1,7 @@
 """What fails, or is killed, at any moment: an error that says so, or success; and nothing is left, changed or stuck.
 
-A sample of what the programs in ``faults/`` do in full: ``inject.py``, ``inject.py --kill``, ``inject.py --end-target``, ``kill.py``,
-``storm.py``.
+A sample of what the programs in ``faults/`` do in full: ``inject.py``, also with ``--kill`` and ``--end-target``,
+``kill.py`` and ``storm.py``.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_joins_go_on_in_a_storm_of_signals(stage, number, raising):
             warnings.simplefilter("ignore", ResourceWarning)
             sys.unraisablehook = lambda _raised: None
         storm.prepare_thread()
-        one = storm.Storm(Job(stage.target, str(stage.folder / "program")))
+        one = storm.Storm(Job(stage.targets[False], str(stage.folder / "program")))
         one.run(number, 2, raising=raising)
         assert one.received > one.interrupted > 0 or not raising
 

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-HERE = Path(__file__).resolve().parent
-BEGIN, END = "/nsjoin-begins", "/nsjoin-ends"
+from stage import BEGIN, END, INTO_USER
 
+HERE = Path(__file__).resolve().parent
 _NO_DESCRIPTORS = ("EMFILE", "ENFILE")
 _FILTERED = ("ENOSYS", "EPERM")
 _GONE = ("ENOENT", "EACCES")
@@ -32,6 +32,8 @@ _GONE = ("ENOENT", "EACCES")
 ERRORS = {
     "access": _GONE,
     "capget": ("EPERM",),
+    "capset": ("EPERM", "EINVAL"),
+    "getxattr": ("ENODATA", "EOPNOTSUPP"),
     "chdir": _GONE,
     "chroot": ("EPERM", "ENOENT"),
     "clone": ("EAGAIN", "ENOMEM", "EPERM"),
@@ -47,6 +49,7 @@ ERRORS = {
     "fork": ("EAGAIN", "ENOMEM"),
     "getdents64": ("ENOENT", "EIO"),
     "ioctl": ("ENOTTY", "EINVAL", "EPERM", "ENOMEM", "ESRCH", "EMFILE", "EOPNOTSUPP"),
+    "keyctl": ("ENOSYS", "EPERM", "EDQUOT", "ENOMEM"),
     "lseek": ("ESPIPE",),
     "memfd_create": (*_FILTERED, *_NO_DESCRIPTORS, "ENOMEM"),
     "newfstatat": _GONE,
@@ -88,7 +91,7 @@ ERRORS = {
 NEVER = frozenset(
     """
     arch_prctl brk clock_gettime close epoll_create1 epoll_ctl epoll_wait exit exit_group faccessat faccessat2
-    fstat futex getcwd getegid geteuid getgid getpid getppid getrandom getsockname getsockopt gettid getuid kill
+    fstat futex getcwd getegid getgroups getresgid getresuid geteuid getgid getpid getppid getrandom getsockname getsockopt gettid getuid kill
     madvise mmap mprotect mremap munmap restart_syscall rseq rt_sigprocmask rt_sigreturn rt_sigtimedwait
     sched_getaffinity sched_yield set_robust_list set_tid_address setsockopt sysinfo umask uname
     """.split()  # noqa: SIM905 - it would be fifty lines
@@ -123,7 +126,7 @@ class Stage:
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(TemporaryDirectory(prefix="nsjoin-faults-"))
             self.folder = Path(folder)
-            self.target = stack.enter_context(running_target())
+            self.targets = {into: stack.enter_context(running_target(into_user=into)) for into in (False, True)}
             program = build_program(self.folder)
             command = [sys.executable, "-Wignore", str(HERE / "stage.py"), str(program)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -160,7 +163,7 @@ class Stage:
         request = {
             "operation": operation,
             "limits": limits or {},
-            "target": target or self.target,
+            "target": target or self.targets[operation in INTO_USER],
             "refused": list(refused),
             "forbidden": forbidden,
         }
@@ -215,13 +218,14 @@ class Stage:
         options = [*follow, "-e", f"trace={fault.call}", "-e", fault.option(), "-o", str(log)]
         reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)  # before strace, which waits for somebody to read
         os.set_blocking(reader, True)
-        with running_target() as target, open(reader) as lines:
+        with target_for(fault.operation) as target, open(reader) as lines:
 
             def kill(pid: int) -> None:
                 for line in lines:
                     if "--- stopped by SIGSTOP" in line:
                         end(target)
-                        os.kill(int(line.split()[0]) if fault.everywhere else pid, signal.SIGCONT)
+                        with contextlib.suppress(ProcessLookupError):  # it was killed with its PID namespace
+                            os.kill(int(line.split()[0]) if fault.everywhere else pid, signal.SIGCONT)
 
             return self.perform(fault.operation, *options, target=target, meanwhile=kill)
 
@@ -312,21 +316,11 @@ def tracer_of(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def running_target(*more: str) -> Iterator[int]:
-    """The pid of a process in new namespaces of every type but user and time."""
-    options = [
-        "--mount",
-        "--uts",
-        "--ipc",
-        "--net",
-        "--pid",
-        "--cgroup",
-        "--mount-proc",
-        "--fork",
-        "--kill-child",
-        *more,
-    ]
-    command = ["unshare", *options, "sh", "-c", "echo ready; exec cat >/dev/null"]
+def running_target(*, into_user: bool = False) -> Iterator[int]:
+    """The pid of a process in new namespaces of every type but time, and user only if that is asked for."""
+    options = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--mount-proc", "--fork", "--kill-child"]
+    user = ["--map-root-user"] if into_user else []
+    command = ["unshare", *options, *user, "sh", "-c", "echo ready; exec cat >/dev/null"]
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True) as process:
         assert process.stdout is not None
@@ -334,6 +328,11 @@ def running_target(*more: str) -> Iterator[int]:
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
             pid = int(children.read())
         yield pid
+
+
+def target_for(operation: str) -> contextlib.AbstractContextManager[int]:
+    """A new one that the operation can join."""
+    return running_target(into_user=operation in INTO_USER)
 
 
 #: Reads its stdin until that ends. Linked statically: no dynamic linker, whose calls would be taken for ours.

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 
-from harness import Fault, Stage, Tally, running_target
+from harness import Fault, Stage, Tally, target_for
 from stage import OPERATIONS
 
 VICTIMS = ("caller", "descendant", "target")
@@ -30,7 +30,7 @@ def kill_one(stage: Stage, chance: random.Random, tally: Tally) -> str | None:
     victim = chance.choice(VICTIMS)
     operation = chance.choice([name for name in OPERATIONS if victim != "target" or name != PREPARED])
     moment = chance.uniform(0, LONGEST)
-    with running_target() if victim == "target" else contextlib.nullcontext(stage.target) as target:
+    with target_for(operation) if victim == "target" else contextlib.nullcontext() as target:
 
         def kill(pid: int) -> None:
             time.sleep(moment)

@@ -6,6 +6,7 @@ behind is compared in the fork itself; orphans come to this process, which is a 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -105,6 +106,14 @@ def spawn_with_everything(job: Job) -> None:
         os.close(passed)
 
 
+def spawn_like_the_target(job: Job) -> None:
+    job.start(like_target=True)
+
+
+def spawn_into_user(job: Job) -> None:
+    job.start("user", "net", "pid", "mnt")
+
+
 def run(job: Job) -> None:
     done = nsjoin.run_in(job.target, [job.program], input=b"text", capture_output=True, timeout=20)
     assert done.returncode in ENDS, f"the program ended with {done.returncode}"
@@ -144,6 +153,10 @@ def call_with_one_in_the_middle(job: Job) -> None:
     assert nsjoin.call_in(job.given, own, "net", "pid") == [namespace.id.ino for namespace in job.given]
 
 
+def call_into_user(job: Job) -> None:
+    assert nsjoin.call_in(job.target, own, "user", "pid") == job.inodes(job.target, "user", "pid"), "not inside"
+
+
 def call_for_a_socket(job: Job) -> None:
     with nsjoin.call_in(job.target, socket.socket, namespaces=["net"]) as made:
         made.getsockname()
@@ -156,6 +169,8 @@ OPERATIONS: dict[str, Callable[[Job], None]] = {
         spawn_without_pid,
         spawn_by_descriptors,
         spawn_with_everything,
+        spawn_like_the_target,
+        spawn_into_user,
         run,
         enter_net,
         enter_several,
@@ -163,9 +178,12 @@ OPERATIONS: dict[str, Callable[[Job], None]] = {
         call,
         call_with_pid,
         call_with_one_in_the_middle,
+        call_into_user,
         call_for_a_socket,
     )
 }
+#: whose target has a user namespace as well
+INTO_USER = frozenset({"spawn_into_user", "call_into_user"})
 
 
 def prepare() -> None:
@@ -173,6 +191,8 @@ def prepare() -> None:
     image, is_for_one_launch = _launch._image.open()
     if is_for_one_launch:
         os.close(image)
+    for name in ("ascii", "latin-1", "utf-8"):
+        codecs.lookup(name)  # Python imports them by need, and what an import does when it fails is Python's
     own_inodes((BY_NAME["uts"],))
 
 

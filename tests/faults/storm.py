@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness import build_program, running_target
-from stage import OPERATIONS, Job, look, prepare
+from stage import INTO_USER, OPERATIONS, Job, look, prepare
 
 from nsjoin import _shim
 
@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGCHLD, signal.SIGALRM, signal.SIGINT)
 #: what is looked at after each storm whose handlers raise
 STAYS = ("children", "namespaces", "cwd", "root", "blocked signals", "capabilities", "dumpable")
-#: by whether handlers raise
-NAMES = {
-    False: [name for name in OPERATIONS if name != "call_with_one_in_the_middle"],
-    True: [name for name in OPERATIONS if name != "call_with_one_in_the_middle" and not name.startswith("enter")],
-}
+#: by whether handlers raise; what needs another target, or is prepared before, is not among them
+_WITHOUT_MORE = [name for name in OPERATIONS if name not in {*INTO_USER, "call_with_one_in_the_middle"}]
+NAMES = {False: _WITHOUT_MORE, True: [name for name in _WITHOUT_MORE if not name.startswith("enter")]}
 
 
 class Interrupted(BaseException):
