@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -164,9 +165,9 @@ class _Call:
             if not self._forked[0]:
                 self._child.run(work)
         except OSError as refused:
-            if not work.is_born_inside:
+            if not work.is_born_inside or refused.errno != errno.ENOMEM:  # ENOMEM: nothing can be born there any more
                 raise
-            raise Failed(At.CLONE, 0, refused.errno or 0) from None
+            raise Failed(At.CLONE, 0, errno.ENOMEM) from None
         finally:
             lost = lib.nsjoin_end_fork(work)
         if lost:
