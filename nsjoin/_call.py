@@ -142,7 +142,7 @@ class _Call:
                 self._child.is_guarded = True
                 _guard.prepare()
         flush_standard_streams()
-        work = self._work = ffi.new("struct nsjoin_call *")
+        work = self._work = ffi.gc(ffi.new("struct nsjoin_call *"), lib.nsjoin_close_call)
         work.n_joins, work.joins, work.root = len(self.joins), self.joins, self.root
         work.witness, work.user = self.witness or (-1, 0)
         if self.ids is not _UNCHANGED:
