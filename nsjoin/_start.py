@@ -77,7 +77,7 @@ def start(
 def _start_by_process(
     job: Startable, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
 ) -> Launch:
-    """As often as the target goes to another user namespace just then; each time it is deeper, and 32 is the deepest."""
+    """Again if the target went to another user namespace just then: each time it is deeper, and 32 is the deepest."""
     while True:
         try:
             return (yield from _try_by_process(job, target, process, wanted, fork))
@@ -263,7 +263,6 @@ _CALLS = {
     At.IDS: ("setgroups", "setresgid", "setresuid"),
     At.KEYRING: ("keyctl",),
     At.CLONE: ("clone",),
-    At.SESSION: ("setsid",),
 }
 _OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
 
