@@ -111,6 +111,7 @@ class _Call:
         self.root = -1
         self.ids = _UNCHANGED
         self.attributes = NO_ATTRIBUTES  # the child stays as it is in all but its namespaces and ids
+        self.unshare = 0
         self.check_cwd = False
         self.born_in: Cgroup | None = None
         self.witness: Witness | None = None

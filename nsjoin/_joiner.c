@@ -517,16 +517,23 @@ static void prepare(plan_t *plan)
         drop_groups(plan);
 }
 
+static void unshare(plan_t *plan)
+{
+    begin(plan, NSJOIN_STEP_UNSHARE);
+    must(plan, SYS1(unshare, plan->unshare));
+    plan->index = 1;
+    if (plan->unshare & K_CLONE_NEWNS) /* else what is mounted there would come out again: mount_namespaces(7) */
+        must(plan, SYS5(mount, "none", "/", 0, K_MS_REC | K_MS_PRIVATE, 0));
+}
+
 /* Where in the target. New namespaces after root and cwd: what a new mount namespace copies is where one is. */
 static void settle(plan_t *plan)
 {
     if (plan->root >= 0)
         change_root(plan);
     change_cwd(plan);
-    if (plan->unshare) {
-        begin(plan, NSJOIN_STEP_UNSHARE);
-        must(plan, SYS1(unshare, plan->unshare));
-    }
+    if (plan->unshare)
+        unshare(plan);
     if (plan->flags & NSJOIN_UMASK) {
         begin(plan, NSJOIN_STEP_UMASK);
         SYS1(umask, plan->umask);

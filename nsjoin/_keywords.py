@@ -38,6 +38,7 @@ class RunKeywords(TypedDict, total=False):
     umask: int
     pipesize: int
     process_group: int | None
+    unshare: Iterable[str]
     like_target: bool
     cgroup: str | os.PathLike[str] | AsTheTarget | None
     capabilities: Iterable[str] | AsTheTarget | None

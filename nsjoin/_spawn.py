@@ -12,8 +12,8 @@ from . import _like
 from ._accounts import check_own_names, numbers
 from ._launch import Ids, Job, end, environment, wait
 from ._namespace import Namespace
-from ._nstype import select
-from ._start import MNT, USER, start
+from ._nstype import mask, select
+from ._start import MNT, PID, USER, start
 from ._target import TARGET, OpenTarget, check_target
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Popen(subprocess.Popen[AnyStr]):
 
     _checked_target: Checked
     _choice: _like.Choice | None
+    _unshare: int
     _wanted: tuple[NsType, ...] | None
     _fork: bool
     _deadline: float | None
@@ -220,6 +221,7 @@ class Popen(subprocess.Popen[AnyStr]):
         target: TargetLike,
         namespaces: Iterable[str] | None = None,
         fork: bool = True,
+        unshare: Iterable[str] = (),
         like_target: bool = False,
         _deadline: float | None = None,
         _new_group: bool = False,
@@ -235,6 +237,9 @@ class Popen(subprocess.Popen[AnyStr]):
         self._checked_target = check_target(target)
         self._wanted = None if namespaces is None else select(namespaces)
         self._fork = fork
+        self._unshare = _new_types(unshare)
+        if self._unshare & PID.flag and self._wanted is not None and PID in self._wanted:
+            raise ValueError("the kernel makes no new PID namespace within one that is joined: name pid only once")
         self._deadline = _deadline
         self._new_group = _new_group
         if not isinstance(args, (list, tuple, str, bytes, os.PathLike)):
@@ -259,6 +264,7 @@ class Popen(subprocess.Popen[AnyStr]):
         for fd in (*job.stdio, *job.pass_fds):
             if fd >= 0:
                 os.get_inheritable(fd)  # EBADF now: a descriptor that we open could get that number
+        job.unshare = self._unshare
         if self._new_group and not job.new_session:
             job.process_group = 0
         starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"], choice)
@@ -327,6 +333,16 @@ def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
         else:
             check_own_names(keywords)
         yield
+
+
+def _new_types(unshare: Iterable[str]) -> int:
+    rows = select(unshare) if unshare != () else ()
+    if USER in rows:
+        raise ValueError(
+            "a new user namespace needs somebody outside who maps its ids: make it with create('user', uid_map=...), "
+            "and name it among the targets"
+        )
+    return mask(rows)
 
 
 def _pass_fds(fds: Iterable[Any]) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
         joins: Sequence[_plan.Step]
         fork: bool
+        unshare: int
         at_home: bool
         go_home: bool
         root: int
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 
 MNT, PID, USER = BY_NAME["mnt"], BY_NAME["pid"], BY_NAME["user"]
+
+#: unshare(2) makes these for children only.
+_FOR_CHILDREN = PID.flag | BY_NAME["time"].flag
 
 #: To join one's own user namespace is EINVAL for all of the call, one's own mnt moves root and working directory.
 _NEVER_ONES_OWN = (USER, MNT)
@@ -68,7 +72,8 @@ def start(
             job.ids = job.ids._replace(theirs=theirs)
         try:
             if target.process is None:
-                return (yield from _start_by_descriptors(job, target, _chosen(target.namespaces, wanted), fork))
+                chosen = _chosen(target.namespaces, wanted)
+                return (yield from _start_by_descriptors(job, target, chosen, fork))
             return (yield from _start_by_process(job, target, target.process, wanted, fork))
         except Failed as failed:
             raise _explain(failed, target, name, cwd) from None
@@ -91,7 +96,7 @@ def _try_by_process(
 ) -> Launch:
     found = _to_join(process, wanted) if process.pidfd >= 0 else None
     if found is not None:
-        rows, job.witness = found
+        rows, job.witness = _without_new_pid(job, found[0]), found[1]
         steps = [_plan.Step(process.pidfd, mask(rows))] if rows else []
         try:
             return (yield from _launch(job, target, rows, steps, fork))
@@ -109,7 +114,8 @@ def _try_by_process(
 
 
 def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool) -> Launch:
-    rows = tuple(BY_NAME[namespace.nstype] for namespace in namespaces)
+    rows = _without_new_pid(job, tuple(BY_NAME[namespace.nstype] for namespace in namespaces))
+    namespaces = [namespace for namespace in namespaces if BY_NAME[namespace.nstype] in rows]
     with ExitStack() as stack:
         steps = _plan.order(_ownership.wanted(namespaces, stack), _ownership.caller()) if namespaces else []
         try:
@@ -121,6 +127,11 @@ def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequen
             culprit = next(namespace for namespace in namespaces if namespace.nstype == nstype)
             reason = _reason.of_setns(failed.errno, culprit, with_user=USER in rows)
             raise _join_error(failed, target, "setns", nstype, reason) from None
+
+
+def _without_new_pid(job: Startable, rows: tuple[NsType, ...]) -> tuple[NsType, ...]:
+    """A process whose children are born elsewhere can make no PID namespace (EINVAL), so it does not go there first."""
+    return tuple(row for row in rows if row is not PID) if job.unshare & PID.flag else rows
 
 
 # --- what to join -------------------------------------------------------------------------------------------
@@ -181,8 +192,8 @@ def _launch(
 ) -> Launch:
     """Launch with ``steps`` and what follows from them: a fork, the target's root, who the program runs as."""
     job.joins = steps
-    job.at_home = PID in rows
-    job.fork = fork and job.at_home
+    job.at_home = PID in rows or bool(job.unshare & PID.flag)
+    job.fork = fork and (job.at_home or bool(job.unshare & _FOR_CHILDREN))
     asked = job.ids
     root = -1
     try:
@@ -278,6 +289,19 @@ def _of_cgroup(failed: Failed) -> str | None:
     return _cgroup.refusal(failed.errno)
 
 
+def _of_unshare(failed: Failed) -> str | None:
+    if failed.index == 1:
+        return "the program's root directory is no mount point, so that its mounts cannot be made private"
+    return _UNSHARE_REASONS.get(failed.errno)
+
+
+_UNSHARE_REASONS = {
+    errno.EPERM: "needs CAP_SYS_ADMIN in the user namespace that the program is in",
+    errno.ENOSPC: "a limit in /proc/sys/user, of this or an outer user namespace, or the depth of 32 is reached",
+    errno.EINVAL: "this kernel lacks one of these types",
+}
+
+
 def _of_score(failed: Failed) -> str | None:
     return "to lower it needs CAP_SYS_RESOURCE" if failed.errno in (errno.EACCES, errno.EPERM) else None
 
@@ -294,7 +318,7 @@ _STEPS: dict[At, tuple[str, Callable[[Failed], str | None] | None]] = {
     At.BOUNDING: ("capabilities", _of_capability),
     At.CAPABILITIES: ("capabilities", _of_capability),
     At.NO_NEW_PRIVS: ("no_new_privs", None),
-    At.UNSHARE: ("unshare", None),
+    At.UNSHARE: ("unshare", _of_unshare),
     At.LSM_LABEL: ("lsm_label", _of_label),
 }
 
