@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import IS_ROOT, requires_root
 from containers import compare, workshop
 from containers.engines import CASES, ENGINES, OOM_SCORE_ADJ, PROGRAM, VALUE, VARIABLE
 from containers.fields import COLUMNS, parse, reader
+from test_examples import PODMAN_EXEC
 
 import nsjoin
 
@@ -155,12 +157,14 @@ KEYWORDS = {
 }
 
 
+#: Where the target has something else than root by default.
+OTHER_CASE = {"cwd": "in a folder", "capabilities": "two capabilities"}
+
+
 @requires_root  # the ordinary user's runc has mapped no other ids
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_each_property_of_the_target_alone_is_as_runc_exec_makes_it(shop, keyword):
-    # capabilities alone: root gets the bounding set at exec, which is a gain over those of user 1000, and after a gain
-    # nobody but root of the host may read /proc/PID/environ
-    with running(shop, "runc", "in a folder" if keyword in ("cwd", "capabilities") else "as user 1000") as box:
+    with running(shop, "runc", OTHER_CASE.get(keyword, "as user 1000")) as box:
         plain = parse(output(box, *reader()))
         alone = parse(output(box, *reader(), **{keyword: nsjoin.TARGET}))
         theirs = compare.fields_of(compare.by_engine(box, reader()))
@@ -168,6 +172,24 @@ def test_each_property_of_the_target_alone_is_as_runc_exec_makes_it(shop, keywor
     assert set(KEYWORDS[keyword]) & changed, changed
     for name in KEYWORDS[keyword]:
         assert alone[name] == theirs[name], name
+
+
+# --- the example -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "said"),
+    [
+        ("pwd; id -u; exit 7", 7, "/work/place\n0\n"),
+        (f"echo ${VARIABLE}", 0, f"{VALUE}\n"),
+        ("kill -TERM $$", 128 + 15, ""),
+    ],
+)
+def test_the_example_runs_a_program_in_a_podman_container_by_name(shop, program, status, said):
+    with running(shop, "podman", "in a folder") as box:
+        command = [sys.executable, "-W", "error", str(PODMAN_EXEC), box.own_exec[-1], "/bin/sh", "-c", program]
+        result = subprocess.run(command, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert (result.returncode, result.stdout) == (status, said)
 
 
 # --- the test of the tests -----------------------------------------------------------------------------------------

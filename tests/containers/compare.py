@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .engines import Container
     from .fields import Fields
 
-LIKE_TARGET = {"like_target": True}
-
 #: Where an engine's own exec gives something else than its container's program has. nsjoin then gives the latter.
 EXEC_DIFFERS = {
     ("podman", "environ"): "podman exec does not give HOSTNAME, which podman run does",
@@ -77,7 +75,7 @@ def fields_of_target(box: Container) -> dict[str, str]:
 
 def compare(box: Container) -> dict[str, Cell]:
     """One row of the table: a cell for each column."""
-    ours = fields_of(by_nsjoin(box, fields.reader(), **LIKE_TARGET))
+    ours = fields_of(by_nsjoin(box, fields.reader(), like_target=True))
     target = fields_of_target(box)
     theirs = None if box.own_exec is None else fields_of(by_engine(box, fields.reader()))
     row = {"status": status(box), "signal": signal_arrives(box)}
@@ -118,7 +116,7 @@ def status(box: Container) -> Cell:
     cells = []
     for program, expected in (("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", -9)):
         argv = ["/bin/sh", "-c", program]
-        told = by_nsjoin(box, argv, **LIKE_TARGET).returncode
+        told = by_nsjoin(box, argv, like_target=True).returncode
         exec_told = expected if box.own_exec is None else by_engine(box, argv).returncode
         if told == expected == exec_told:
             cells.append(Cell(AS_TARGET if box.own_exec is None else SAME))
@@ -129,7 +127,7 @@ def status(box: Container) -> Cell:
 
 def signal_arrives(box: Container) -> Cell:
     """A signal reaches the program itself. (To send one to an engine's exec ends that, and not always the program.)"""
-    with nsjoin.spawn_in(box.pid, ["/bin/sleep", "86399"], **LIKE_TARGET) as process:
+    with nsjoin.spawn_in(box.pid, ["/bin/sleep", "86399"], like_target=True) as process:
         process.terminate()
     left = by_nsjoin(box, ["/bin/ps"]).stdout.count("sleep 86399")
     if process.returncode == -15 and left == 0:

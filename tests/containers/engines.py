@@ -128,7 +128,7 @@ def runc(shop: Workshop, case: str) -> contextlib.AbstractContextManager[Contain
 
 def crun(shop: Workshop, case: str) -> contextlib.AbstractContextManager[Container]:
     # crun refuses to start where version 2 is mounted beside version 1, so it is not to see that
-    hide = "umount /sys/fs/cgroup/unified && exec \"$@\""
+    hide = 'umount /sys/fs/cgroup/unified && exec "$@"'
     hybrid = os.path.ismount("/sys/fs/cgroup/unified") and IS_ROOT
     wrapper = ("unshare", "--mount", "--propagation=private", "sh", "-c", hide, "sh") if hybrid else ()
     return oci(shop, case, "crun", wrapper)

@@ -19,7 +19,7 @@ head -v -n 999999 $p/status $p/mountinfo $p/cgroup $p/environ $p/oom_score_adj /
 echo '==> links <==' &&
 ls -l $p/ns/ $p/cwd
 """
-_STATUS = "Uid Gid Groups CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp".split()
+_STATUS = ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"]
 #: What is read, by what a user calls it: the columns of the table.
 COLUMNS = {
     "inside": ("ns/cgroup", "ns/ipc", "ns/mnt", "ns/net", "ns/pid", "ns/time", "ns/user", "ns/uts", "hostname"),

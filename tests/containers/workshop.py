@@ -20,8 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 IS_ROOT = os.geteuid() == 0
-_FOLDERS = "bin dev etc home proc root run sys tmp usr/bin usr/lib var work/place".split()
-_PROGRAMS = "cat env head hostname id ip kill ls mount ps pwd readlink sh sleep true".split()
+_FOLDERS = ["bin", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "var", "work/place"]
+_PROGRAMS = [
+    "cat",
+    "env",
+    "head",
+    "hostname",
+    "id",
+    "ip",
+    "kill",
+    "ls",
+    "mount",
+    "ps",
+    "pwd",
+    "readlink",
+    "sh",
+    "sleep",
+    "true",
+]
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home:/bin/sh\n",
     "etc/group": "root:x:0:\napp:x:1000:\nstaff:x:2000:app\n",
