@@ -39,7 +39,7 @@ def by_nsjoin(target: nsjoin.Target, *, like_target: bool) -> Case:
 
 
 def by_command(command: list[str], box: Container) -> Case:
-    return lambda: subprocess.run(command, env=box.env, stdin=subprocess.DEVNULL, check=True)
+    return lambda: subprocess.run(command, env=box.env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 
 
 def cases_of(box: Container, target: nsjoin.Target) -> dict[str, Case]:
