@@ -98,7 +98,7 @@ static void stdio(plan_t *plan)
 
 /* The environment of another process, read here and not in the caller: pages of its memory may be of a file that never
  * answers, and this process can be killed. */
-static void read_environment(plan_t *plan)
+static void read_environment(plan_t *plan, long fd)
 {
     enum { ROOM = 6 << 20 }; /* more than this execve takes from nobody */
     long used = 0, got, n = 1;
@@ -106,8 +106,8 @@ static void read_environment(plan_t *plan)
     char *text = map(ROOM, 0, -1);
     must(plan, text ? 0 : -ENOMEM);
     /* a start that is tried again, as after a refused CLONE_INTO_CGROUP, finds what the first one has left of it */
-    must(plan, SYS3(lseek, plan->environ, 0, 0));
-    while ((got = SYS3(read, plan->environ, text + used, ROOM - 1 - used)) > 0)
+    must(plan, SYS3(lseek, fd, 0, 0));
+    while ((got = SYS3(read, fd, text + used, ROOM - 1 - used)) > 0)
         used += got;
     must(plan, got < 0 ? got : used == ROOM - 1 ? -E2BIG : 0);
     for (long i = 0; i < used; i++)
@@ -121,7 +121,18 @@ static void read_environment(plan_t *plan)
         while (*next++)
             ;
     }
+    SYS1(close, fd);
+}
+
+/* The file is its process's user's, whom the caller has no power over; whoever has joined the user namespace may have. The
+ * directory is of the caller's own /proc. */
+static void read_environment_inside(plan_t *plan)
+{
+    begin(plan, NSJOIN_STEP_ENV);
+    long fd = SYS5(openat, plan->environ, "environ", O_RDONLY | O_CLOEXEC, 0, 0);
+    must(plan, fd);
     SYS1(close, plan->environ);
+    read_environment(plan, fd);
 }
 
 /* "0" is the process that writes: cgroups(7). Here, since the caller's credentials are needed, and its descriptors. */
@@ -501,8 +512,8 @@ static void prepare(plan_t *plan)
 {
     take_back(plan);
     stdio(plan);
-    if (plan->environ >= 0)
-        read_environment(plan);
+    if (plan->environ >= 0 && !(plan->flags & NSJOIN_ENVIRON_INSIDE))
+        read_environment(plan, plan->environ);
     if (plan->n_cgroups)
         enter_cgroups(plan);
     if (plan->flags & NSJOIN_CLOSE_FDS)
@@ -571,6 +582,8 @@ static void carry_out(plan_t *plan)
 {
     prepare(plan);
     join(plan);
+    if (plan->flags & NSJOIN_ENVIRON_INSIDE)
+        read_environment_inside(plan);
     settle(plan);
     set_credentials(plan);
     hide(plan);

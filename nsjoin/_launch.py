@@ -110,7 +110,8 @@ _UNCHANGED = Ids()
 class Attributes(NamedTuple):
     """What the program gets besides its namespaces and ids. Descriptors are -1, the rest None or empty: unchanged.
 
-    ``environ`` is a /proc/PID/environ to read instead of ``Job.env``, ``cwd`` a directory instead of ``Job.cwd``.
+    ``environ`` is a /proc/PID/environ to read instead of ``Job.env``, or with ``environ_inside`` a /proc/PID, whose
+    environ is opened when all is joined; ``cwd`` is a directory instead of ``Job.cwd``.
     ``capabilities`` are the sets inheritable, permitted, effective, bounding, ambient as bits.
     """
 
@@ -122,6 +123,7 @@ class Attributes(NamedTuple):
     oom_score_adj: bytes | None = None
     lsm_label: bytes | None = None
     new_keyring: bool = False
+    environ_inside: bool = False
 
     def descriptors(self) -> list[int]:
         """All that are open."""
@@ -445,7 +447,10 @@ def _run(job: Job, work: Any, image: int) -> Launch:
     early: list[int] = []  # used before the joiner closes what it does not need
     if job.attributes is not NO_ATTRIBUTES:
         early = job.attributes.descriptors()
-        needed.update([fd for fd in (job.attributes.cwd, job.born_in.directory if job.born_in else -1) if fd >= 0])
+        late = [job.attributes.cwd, job.born_in.directory if job.born_in else -1]
+        if job.attributes.environ_inside:
+            late.append(job.attributes.environ)
+        needed.update([fd for fd in late if fd >= 0])
     sources = [fd for fd in job.stdio if fd >= 0]
     private = needed.union([fd for fd in sources if _ends_at_exec(fd, job.close_fds)]).difference(job.pass_fds)
     private.update((work.plan, work.barrier[1]), early)  # the program could forge the report, or seem never to start

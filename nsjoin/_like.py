@@ -132,7 +132,10 @@ def read(
         if choice.capabilities is TARGET:
             _check_user_namespace(process, wanted)
         status = _status(process)
-        return _attributes(choice, process, status, stack), _ids(choice, status)
+        attributes = _attributes(choice, process, status, stack)
+        if choice.env:
+            attributes = _with_environment(attributes, process, wanted, stack)
+        return attributes, _ids(choice, status)
     except NamespaceError:
         raise
     except OSError as refused:
@@ -169,7 +172,6 @@ def _three(line: str) -> tuple[int, int, int]:
 
 def _attributes(choice: Choice, process: Any, status: Mapping[str, str], stack: ExitStack) -> Attributes:
     return Attributes(
-        environ=_open(process, "environ", os.O_RDONLY, stack) if choice.env else -1,
         cwd=_open(process, "cwd", _shim.O_PATH | os.O_DIRECTORY, stack) if choice.cwd else -1,
         cgroups=_cgroups(choice.cgroup, process, stack),
         capabilities=_capability_sets(choice.capabilities, status),
@@ -178,6 +180,20 @@ def _attributes(choice: Choice, process: Any, status: Mapping[str, str], stack: 
         lsm_label=_label(_own_label(process) if choice.lsm_label is TARGET else choice.lsm_label),
         new_keyring=choice.whole,
     )
+
+
+def _with_environment(
+    attributes: Attributes, process: Process, wanted: tuple[NsType, ...] | None, stack: ExitStack
+) -> Attributes:
+    """What another uid of a user namespace of ours has, root of that can read: the joiner, when it has joined."""
+    try:
+        return attributes._replace(environ=_open(process, "environ", os.O_RDONLY, stack))
+    except PermissionError:
+        user = BY_NAME["user"]
+        if process.shares(user) or (wanted is not None and user not in wanted):
+            raise
+    directory = _open(process, ".", _shim.O_PATH | os.O_DIRECTORY, stack)
+    return attributes._replace(environ=directory, environ_inside=True)
 
 
 def _open(process: Process, name: str, flags: int, stack: ExitStack) -> int:

@@ -44,6 +44,8 @@ def _put_attributes(head: Any, job: Job) -> list[bytes]:
     head.cgroup = job.born_in.directory if job.born_in else -1
     if attributes.environ >= 0 and b"/" not in job.files[0]:
         head.flags |= lib.NSJOIN_SEARCH
+    if attributes.environ_inside:
+        head.flags |= lib.NSJOIN_ENVIRON_INSIDE
     if attributes.no_new_privs:
         head.flags |= lib.NSJOIN_NO_NEW_PRIVS
     if attributes.new_keyring:

@@ -48,6 +48,7 @@ enum nsjoin_flag {
     NSJOIN_CAPABILITIES = 16384,
     NSJOIN_NO_NEW_PRIVS = 32768,
     NSJOIN_NEW_KEYRING = 131072, /* a session keyring of its own: keyctl(2) */
+    NSJOIN_ENVIRON_INSIDE = 262144, /* environ is a /proc/PID: its file is opened when all is joined */
     NSJOIN_SEARCH = 65536       /* look for the file in the PATH of the environment that was read */
 };
 
@@ -84,7 +85,7 @@ struct nsjoin_plan {
     uint32_t uids[3];           /* real, effective, saved */
     uint32_t gids[3];
     uint32_t unshare;           /* CLONE_NEW*: what the program gets new ones of, after the joins */
-    int32_t environ;            /* a /proc/PID/environ to read instead of envp, -1: none */
+    int32_t environ;            /* a /proc/PID/environ to read instead of envp, -1: none; see NSJOIN_ENVIRON_INSIDE */
     int32_t cwd_fd;             /* a directory, -1: none */
     int32_t cgroup;             /* a directory of cgroup v2 for the program to be born in, -1: none */
     int32_t proc;               /* the joiner's own: the /proc that was here before the joins */

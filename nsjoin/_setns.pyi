@@ -62,6 +62,7 @@ class _Lib:
     NSJOIN_NO_NEW_PRIVS: Final[int]
     NSJOIN_NEW_KEYRING: Final[int]
     NSJOIN_SEARCH: Final[int]
+    NSJOIN_ENVIRON_INSIDE: Final[int]
     NSJOIN_SAVE: Final[int]
     NSJOIN_MOVE: Final[int]
     NSJOIN_ROOT: Final[int]
