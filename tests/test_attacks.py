@@ -11,18 +11,22 @@ import errno
 import fcntl
 import json
 import os
+import pty
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
+import tty
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from changed import NOBODY, PR_SET_DUMPABLE
-from child import children, held_program
+from child import children, held_program, in_child
 from conftest import requires_program, requires_root
 
 import nsjoin
@@ -256,6 +260,30 @@ class Held(threading.Thread):
 
     def run(self) -> None:
         self.result = self._work()
+
+
+def status_of(pid: int, *labels: str) -> list[str]:
+    with open(f"/proc/{pid}/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return [lines[label].strip() for label in labels]
+
+
+@requires_root
+@pytest.mark.parametrize("like_target", [True, False])
+def test_with_like_target_who_is_seen_inside_never_had_more_capabilities_than_the_target(start, folder, like_target):
+    # Who has CAP_SYS_PTRACE in our user namespace, as in some containers, can trace it, dumpable or not.
+    bounded = "exec setpriv --bounding-set=-all,+sys_ptrace,+chown sh -c 'echo end; exec sleep infinity'"
+    target = start("mnt", "pid", program=bounded)
+    assert target.process.stdout.readline() == "end\n"
+    theirs = status_of(target.pid, "CapPrm", "CapEff", "CapBnd")
+    with held_program(folder / "held") as program:
+        held = Held(program, target.pid, like_target=like_target)
+        inside = [pid for pid in held.pids if len(status_of(pid, "NSpid")[0].split()) == 2]
+        capabilities = [status_of(pid, "CapPrm", "CapEff", "CapBnd") for pid in inside]
+        program.release()
+        held.join()
+    assert held.result.returncode == 0
+    assert (capabilities == [theirs]) is like_target
 
 
 SECRET = b"the caller's own: %d" % os.getpid()
@@ -570,3 +598,185 @@ def test_without_a_look_after_the_join_its_program_runs_as_our_root(leaving, wea
     assert namespace == os.readlink("/proc/self/ns/user")
     with open("/proc/self/status") as status:
         assert capabilities in status.read()
+
+
+# --- a /proc that lies ------------------------------------------------------------------------------------------------
+
+#: Whoever opens a namespace there waits for ever, since these are FIFOs.
+LYING_PROC = """
+mount -t tmpfs none /proc
+for name in self thread-self; do
+    mkdir -p /proc/$name/ns /proc/$name/fd
+    for nstype in cgroup ipc mnt net pid pid_for_children time time_for_children user uts; do
+        mkfifo /proc/$name/ns/$nstype
+    done
+done
+echo end; exec sleep infinity
+"""
+
+
+@pytest.fixture
+def lying(start) -> Running:
+    running = start("mnt", "pid", "uts", program=LYING_PROC)
+    assert running.process.stdout.readline() == "end\n"
+    return running
+
+
+def test_a_program_is_started_and_a_function_called_where_proc_lies(lying):
+    listing = nsjoin.run_in(lying.pid, ["sh", "-c", "echo /proc/*"], capture_output=True, text=True, check=True)
+    assert listing.stdout == "/proc/self /proc/thread-self\n"
+    assert nsjoin.call_in(lying.pid, os.listdir, "/proc/self") in (["ns", "fd"], ["fd", "ns"])
+    with pytest.raises(FileNotFoundError):
+        nsjoin.run_in(lying.pid, ["/no/such/program"])
+    with pytest.raises(nsjoin.CallDiedError):
+        nsjoin.call_in(lying.pid, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@requires_root
+def test_the_way_back_does_not_ask_the_proc_that_lies(lying):
+    own = os.readlink("/proc/thread-self/ns/mnt")
+    with nsjoin.Namespace.from_pid(lying.pid, "uts") as uts, nsjoin.enter(lying.pid, "mnt"):
+        assert sorted(os.listdir("/proc")) == ["self", "thread-self"]
+        with nsjoin.enter(uts):
+            assert sorted(os.listdir("/proc/thread-self")) == ["fd", "ns"]
+        with pytest.raises(nsjoin.JoinError, match="user"):
+            nsjoin.enter(lying.pid, "user").__enter__()
+    assert os.readlink("/proc/thread-self/ns/mnt") == own
+
+
+# --- names, keys, terminals: what the target can make of what we ask or hand in ---------------------------------------
+
+
+@pytest.fixture
+def named(start, request) -> Running:
+    """A target whose /etc/passwd is what the parameter's commands make of it."""
+    setup = f"mount -t tmpfs none /etc && cd /etc && {request.param} && echo end; exec sleep infinity"
+    running = start("mnt", "pid", program=setup)
+    assert running.process.stdout.readline() == "end\n"
+    return running
+
+
+HOSTILE_PASSWD = {
+    "a link out of the root": "mkdir jail && ln -s ../../../../../etc/passwd passwd",
+    "a link to itself": "ln -s passwd passwd",
+    "a fifo": "mkfifo passwd",
+    "a folder": "mkdir passwd",
+    "the kernel's log": "ln -s /proc/kmsg passwd",
+    "a descriptor": "ln -s /proc/self/fd/0 passwd",
+    "endless": "truncate -s 1T passwd",
+}
+
+
+@pytest.mark.parametrize("named", HOSTILE_PASSWD.values(), ids=HOSTILE_PASSWD.keys(), indirect=True)
+def test_no_passwd_of_the_target_holds_us_up_or_leads_out(named):
+    with pytest.raises((OSError, KeyError)) as caught:
+        nsjoin.run_in(named.pid, ["true"], user="daemon")  # we have one
+    assert not isinstance(caught.value, nsjoin.JoinError)
+
+
+@requires_root
+@pytest.mark.parametrize("named", ["echo 'nobody:x:0:0::/:/bin/sh' > passwd"], indirect=True)
+def test_a_name_is_what_the_target_says_and_a_number_is_not(named):
+    def uid(user: int | str) -> str:
+        return nsjoin.run_in(named.pid, ["/usr/bin/id", "-u"], user=user, capture_output=True, text=True).stdout
+
+    assert uid("nobody") == "0\n"
+    assert uid(NOBODY) == f"{NOBODY}\n"
+
+
+#: The number of keyctl(2) and of add_key(2) by machine.
+KEY_CALLS = {"x86_64": (250, 248), "aarch64": (219, 217)}
+READ_KEY = """
+import ctypes
+libc = ctypes.CDLL(None)
+key = libc.syscall({keyctl}, 10, -3, b"user", b"nsjoin-test", 0)
+text = ctypes.create_string_buffer(9)
+libc.syscall({keyctl}, 11, key, text, 9)
+print(text.value.decode())
+"""
+
+
+def with_a_key(pid: int, keyctl: int, add_key: int) -> list[str]:
+    libc = ctypes.CDLL(None)
+    assert libc.syscall(keyctl, 1, None) > 0, "no new session keyring"
+    assert libc.syscall(add_key, b"user", b"nsjoin-test", b"secret", 6, -3) > 0
+    program = [sys.executable, "-I", "-c", READ_KEY.format(keyctl=keyctl)]
+    return [
+        nsjoin.run_in(pid, program, capture_output=True, text=True, check=True, like_target=like_target).stdout.strip()
+        for like_target in (False, True)
+    ]
+
+
+def test_with_like_target_the_callers_keys_stay_outside_and_without_it_they_do_not(start):
+    calls = KEY_CALLS.get(os.uname().machine)
+    if calls is None:
+        pytest.skip("the numbers of these system calls are not known for this machine")
+    target = start("user", "mnt", "pid")
+    assert in_child(lambda: with_a_key(target.pid, *calls)) == ["secret", ""]
+
+
+TYPE = "import fcntl, termios\nwith open('/dev/tty') as tty: fcntl.ioctl(tty, termios.TIOCSTI, b'!')"
+
+
+def type_inside(pid: int, start_new_session: bool) -> str:
+    """In a session of its own with a terminal: what a program inside can type there."""
+    leader, follower = pty.openpty()
+    os.setsid()
+    fcntl.ioctl(follower, termios.TIOCSCTTY, 0)
+    tty.setraw(follower)
+    nsjoin.run_in(
+        pid, [sys.executable, "-I", "-c", TYPE], stderr=subprocess.DEVNULL, start_new_session=start_new_session
+    )
+    os.set_blocking(follower, False)
+    try:
+        return os.read(follower, 9).decode()
+    except BlockingIOError:
+        return ""
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+@pytest.mark.parametrize(("start_new_session", "typed"), [(False, "!"), (True, "")])
+def test_only_in_a_session_of_its_own_a_program_cannot_type_into_our_terminal(start, start_new_session, typed):
+    with open("/proc/sys/dev/tty/legacy_tiocsti") as file:
+        if file.read() != "1\n":
+            pytest.skip("dev.tty.legacy_tiocsti is 0: nobody can")
+    target = start("user", "mnt", "pid")
+
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end of a terminal is a hangup for its session
+
+    assert in_child(lambda: type_inside(target.pid, start_new_session), prepare) == typed
+
+
+# --- what call_in does not promise ------------------------------------------------------------------------------------
+
+
+def test_a_function_that_opens_the_targets_links_can_be_led_to_our_descriptors(start, folder):
+    """So SECURITY.md says: what is opened there by name is the target's choice."""
+    target = start(
+        "user", "mnt", "pid", program=f"ln -s /proc/self/fd/50/passwd {folder}/link; echo end; exec sleep inf"
+    )
+    assert target.process.stdout.readline() == "end\n"
+    directory = os.open("/etc", os.O_RDONLY)
+    ours = fcntl.fcntl(directory, fcntl.F_DUPFD_CLOEXEC, 50)
+    os.close(directory)
+    try:
+        with open("/etc/passwd") as file:
+            assert nsjoin.call_in(target.pid, lambda: Path(folder, "link").read_text()) == file.read()
+        with pytest.raises(subprocess.CalledProcessError):  # a program has nothing of ours there
+            nsjoin.run_in(target.pid, ["cat", f"{folder}/link"], check=True, stderr=subprocess.DEVNULL)
+    finally:
+        os.close(ours)
+
+
+def test_a_program_of_the_targets_that_a_function_starts_gets_at_our_python_and_one_of_spawn_in_does_not(start, folder):
+    """CVE-2019-5736: so SECURITY.md says to start programs with spawn_in."""
+    script = folder / "script"
+    script.write_text("#!/proc/self/exe\nimport os; print(os.readlink('/proc/self/exe'))\n")
+    script.chmod(0o755)
+    target = start("user", "mnt", "pid")
+    said = nsjoin.call_in(target.pid, lambda: subprocess.run([str(script)], stdout=subprocess.PIPE, text=True).stdout)
+    assert said == os.readlink("/proc/self/exe") + "\n"
+    assert nsjoin.run_in(target.pid, [str(script)], stdout=subprocess.PIPE).stdout == b""  # the joiner does nothing
