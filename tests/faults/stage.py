@@ -216,7 +216,11 @@ def in_fork(name: str, job: Job, result: int, request: dict[str, Any]) -> None:
         after = look()  # the fault may have hit the look
     outcome["changed"] = [what for what in before if after[what] != before[what]]
     outcome["details"] = {what: [str(before[what]), str(after[what])] for what in outcome["changed"]}
-    os.write(result, json.dumps(outcome).encode())
+    answer = json.dumps(outcome).encode()
+    try:
+        os.write(result, answer)
+    except OSError:  # that was the fault
+        os.write(result, answer)
 
 
 def look() -> dict[str, Any]:
