@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from . import exceptions
 from ._call import call_in
+from ._create import PidNamespace, create
 from ._enter import enter
-from ._namespace import Namespace, NamespaceId
+from ._namespace import Namespace, NamespaceId, unpin
 from ._run import run_in
 from ._spawn import Popen, spawn_in
 from ._target import TARGET, Target
+from ._unshare import unshare
 from .exceptions import (
     CallDiedError,
     CallError,
@@ -19,6 +21,7 @@ from .exceptions import (
     JoinError,
     JoinPermissionError,
     NamespaceError,
+    NamespaceExistsError,
     NamespaceNotFoundError,
     NamespacePermissionError,
     NotANamespaceError,
@@ -42,17 +45,20 @@ __all__ = [
     "Namespace",
     "NamespaceError",
     "NamespaceExecutor",
+    "NamespaceExistsError",
     "NamespaceId",
     "NamespaceInfo",
     "NamespaceNotFoundError",
     "NamespacePermissionError",
     "NotANamespaceError",
+    "PidNamespace",
     "Popen",
     "RestoreError",
     "Target",
     "TargetGoneError",
     "aio",
     "call_in",
+    "create",
     "discovery",
     "enter",
     "exceptions",
@@ -60,6 +66,8 @@ __all__ = [
     "iter_namespaces",
     "run_in",
     "spawn_in",
+    "unpin",
+    "unshare",
 ]
 
 

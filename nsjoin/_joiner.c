@@ -595,6 +595,7 @@ static void carry_out(plan_t *plan)
 static plan_t *map_plan(long fd)
 {
     plan_t head;
+    /* read(2): where it is a pipe that nobody writes to, this holds a namespace until the other end is closed (_create.py) */
     if (SYS3(read, fd, &head, sizeof head) != (long)sizeof head)
         leave();
     plan_t *plan = map(head.size, 1, fd);

@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _shim
+from . import _pin, _shim
 from ._nstype import BY_FLAG, lookup
 from ._process import Process
 from .exceptions import NamespaceError, NotANamespaceError, error
@@ -99,6 +99,20 @@ class Namespace:
         return cls._of(fd, words)
 
     @classmethod
+    def from_netns(cls, name: str) -> Self:
+        """Open the network namespace that ``ip netns`` and pyroute2 know by ``name``: the file /run/netns/NAME.
+
+        Errors as for ``from_path``; ValueError also for a name with a slash, and for what is no network namespace.
+        """
+        path = _pin.netns_path(name)
+        opened = cls.from_path(path)
+        if opened.nstype != "net":
+            opened.close()
+            reason = f"it is a {opened.nstype} namespace, not a network namespace"
+            raise NotANamespaceError(errno.EINVAL, "open", target=path, reason=reason)
+        return opened
+
+    @classmethod
     def from_fd(cls, fd: int) -> Self:
         """Open the namespace of the descriptor ``fd``, which is duplicated and stays the caller's.
 
@@ -185,6 +199,19 @@ class Namespace:
             ) from None
         return Namespace._of(related, self.words())
 
+    def pin(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        """Keep this namespace by a new file: bind-mount it on ``path``, where ``from_path`` and nsenter(1) find it.
+
+        It lives on without processes and descriptors until ``unpin(path)``. In /run/netns, a network namespace is one
+        of ``ip netns`` and pyroute2 too: that directory is made, and made a shared mount, as ``ip netns add`` does, so
+        that other mount namespaces see it. A PID namespace lives only as long as its init (pid_namespaces(7)).
+
+        NamespaceExistsError (a FileExistsError) if there is such a file, NamespaceNotFoundError if there is no such
+        directory, NamespacePermissionError, NamespaceError; ValueError if closed. Where it fails, neither file nor
+        mount is left. Needs CAP_SYS_ADMIN. mount(2), ip-netns(8).
+        """
+        _pin.pin(self.fileno(), path, self.nstype)
+
     def words(self) -> str:
         """This namespace in an error message."""
         return f"namespace {self.nstype}:[{self._id.ino}]"
@@ -219,3 +246,17 @@ class Namespace:
         if self._fd >= 0:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
+
+
+def unpin(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+    """Take away the namespace file ``path``: unmount it and remove the file, as ``ip netns delete`` does.
+
+    The namespace itself lives on as long as anything else keeps it. For whatever ``Namespace.pin``, ``ip netns``,
+    pyroute2 or ``unshare --net=FILE`` has made.
+
+    NotANamespaceError (a ValueError) if ``path`` is no namespace file: then it is left alone. NamespaceNotFoundError,
+    NamespacePermissionError, NamespaceError (EINVAL: it is none that is mounted, such as /proc/PID/ns/net).
+    Needs CAP_SYS_ADMIN. umount(2).
+    """
+    with Namespace.from_path(path):
+        _pin.unpin(path)

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import warnings
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from . import _shim
@@ -378,3 +379,15 @@ def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:
             raise
     have = set(os.listdir("/proc/thread-self/ns"))
     return tuple(os.stat(f"/proc/thread-self/ns/{row.name}").st_ino if row.name in have else 0 for row in rows)
+
+
+def own_pid_namespace_is_left() -> bool:
+    """Whether this thread's children are born in another PID namespace than its own, as in ``enter(pid, "pid")``."""
+    row = BY_NAME["pid"]
+    with ExitStack() as stack:
+        pair = []
+        for for_children in (False, True):
+            fd = _shim.own_namespace(row, for_children=for_children)
+            stack.callback(os.close, fd)
+            pair.append(os.fstat(fd).st_ino)
+    return pair[0] != pair[1]

@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -30,6 +32,15 @@
 #ifndef SYS_openat2
 #define SYS_openat2 437
 #endif
+#ifndef SYS_open_tree
+#define SYS_open_tree 428
+#endif
+#ifndef SYS_move_mount
+#define SYS_move_mount 429
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
@@ -37,9 +48,11 @@ enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
     K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
     K_PIDFD_GET_USER = 0xff09, K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
+    K_CLONE_NEWTIME = 0x80, /* clone(2) has no bit for it: there it would be a part of the signal */
+    K_OPEN_TREE_CLONE = 1, K_MOVE_MOUNT_F_EMPTY_PATH = 4, K_MOVE_MOUNT_T_EMPTY_PATH = 0x40, /* linux/mount.h */
     K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
     K_PR_SET_PDEATHSIG = 1, K_PR_SET_DUMPABLE = 4,
-    K_CAP_SYS_PTRACE = 19, K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8
+    K_CAP_SYS_PTRACE = 19, K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8, K_RLIMIT_NOFILE = 7
 };
 
 static int result(long value)
@@ -107,6 +120,26 @@ int nsjoin_openat2_in_root(int root, const char *path, int flags)
 int nsjoin_memfd_create(const char *name, unsigned int flags)
 {
     return result(syscall(SYS_memfd_create, name, flags));
+}
+
+int nsjoin_mount(const char *source, const char *target, unsigned long flags)
+{
+    return result(mount(source, target, NULL, flags, NULL));
+}
+
+int nsjoin_umount(const char *target, int flags)
+{
+    return result(umount2(target, flags));
+}
+
+int nsjoin_bind(int fd, int on)
+{
+    int tree = result(syscall(SYS_open_tree, fd, "", K_AT_EMPTY_PATH | K_OPEN_TREE_CLONE | O_CLOEXEC));
+    if (tree < 0)
+        return tree;
+    int error = result(syscall(SYS_move_mount, tree, "", on, "", K_MOVE_MOUNT_F_EMPTY_PATH | K_MOVE_MOUNT_T_EMPTY_PATH));
+    close(tree);
+    return error;
 }
 
 int nsjoin_has(int capability)
@@ -769,4 +802,123 @@ int nsjoin_receive(struct nsjoin_call *call, char *text)
         return -errno;
     take_descriptors(call, &message);
     return message.msg_flags & MSG_CTRUNC ? -EMFILE : 0; /* RLIMIT_NOFILE: not all could be taken */
+}
+
+struct holding {
+    struct nsjoin_hold *hold;
+    int32_t tie[2]; /* a pipe */
+    struct { int32_t step, error; } *report; /* shared also where the memory is not */
+    int image;
+    const char *offsets;
+    int n_offsets;
+};
+
+/* Its own stdio and no other descriptor, no terminal, no directory: it may live long. */
+static int leave_everything(const struct holding *holding)
+{
+    static const unsigned long ignore[5] = {1}; /* SIG_IGN; no flags, no restorer, empty mask */
+    if (syscall(SYS_dup3, holding->tie[0], 0, 0) < 0 || syscall(SYS_dup3, holding->image, 2, O_CLOEXEC) < 0)
+        return -errno;
+    if (!holding->hold->stays)
+        syscall(SYS_close, 1);
+    else if (syscall(SYS_dup3, holding->tie[1], 1, 0) < 0)
+        return -errno;
+    if (syscall(SYS_close_range, 3, ~0u, 0) != 0) { /* Linux 5.9 */
+        struct { uint64_t soft, hard; } limit = {0, 0};
+        syscall(SYS_prlimit64, 0, K_RLIMIT_NOFILE, NULL, &limit);
+        for (unsigned int fd = 3; fd < limit.soft; fd++)
+            syscall(SYS_close, fd);
+    }
+    syscall(SYS_setsid);
+    /* SIG_IGN outlives execve, and means that the kernel reaps the orphans that an init gets */
+    syscall(SYS_rt_sigaction, SIGCHLD, ignore, NULL, K_SIGSET_SIZE);
+    return result(syscall(SYS_chdir, "/"));
+}
+
+/* Offsets can be set until the first process is born in the namespace, or enters it by execve (Linux 6.2). */
+static int set_offsets(const char *offsets, int n)
+{
+    int fd = result(syscall(SYS_openat, AT_FDCWD, "/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC));
+    if (fd < 0)
+        return fd;
+    int error = syscall(SYS_write, fd, offsets, (size_t)n) < 0 ? -errno : 0;
+    syscall(SYS_close, fd);
+    return error;
+}
+
+static int prepare_holder(const struct holding *holding, int32_t *step)
+{
+    const struct nsjoin_hold *hold = holding->hold;
+    *step = NSJOIN_HOLD_STDIO;
+    int error = leave_everything(holding);
+    if (error == 0 && (hold->nstypes & K_CLONE_NEWTIME)) {
+        *step = NSJOIN_HOLD_TIME;
+        error = result(syscall(SYS_unshare, K_CLONE_NEWTIME));
+    }
+    if (error == 0 && holding->n_offsets) {
+        *step = NSJOIN_HOLD_OFFSETS;
+        error = set_offsets(holding->offsets, holding->n_offsets);
+    }
+    if (error == 0 && hold->propagation) {
+        *step = NSJOIN_HOLD_PROPAGATION;
+        error = result(syscall(SYS_mount, "none", "/", NULL, MS_REC | hold->propagation, NULL));
+    }
+    return error;
+}
+
+/* The same rules as for become_joiner. */
+static int become_holder(void *argument)
+{
+    static char *const holder_argv[] = {"nsjoin-holder", "0", NULL}, *const no_environment[] = {NULL};
+    const struct holding *holding = argument;
+    int error = prepare_holder(holding, &holding->report->step);
+    if (error == 0) {
+        holding->report->step = NSJOIN_HOLD_EXEC;
+        error = result(syscall(SYS_execveat, 2, "", holder_argv, no_environment, K_AT_EMPTY_PATH));
+    }
+    holding->report->error = error;
+    _exit(127);
+}
+
+static int start_holder(struct holding *holding)
+{
+    _Alignas(64) char stack[16384];
+    const int nstypes = (int)(holding->hold->nstypes & ~(uint32_t)K_CLONE_NEWTIME);
+    const int flags = nstypes | CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD;
+    int pid = clone(become_holder, stack + sizeof stack, flags, holding, &holding->hold->pid);
+    if (pid < 0 && errno == EINVAL) /* as in start; and a type that the kernel lacks is EINVAL again */
+        pid = clone(become_holder, stack + sizeof stack, flags & ~CLONE_VM, holding, &holding->hold->pid);
+    return result(pid);
+}
+
+static int hold_in_report(struct holding *holding)
+{
+    uint64_t mask;
+    int error = nsjoin_block_signals(&mask);
+    if (error == 0) {
+        error = start_holder(holding);
+        nsjoin_restore_signals(&mask);
+    }
+    holding->hold->step = holding->report->step;
+    return error < 0 ? error : holding->report->error;
+}
+
+int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_offsets)
+{
+    struct holding holding = {hold, {-1, -1}, NULL, image, offsets, n_offsets};
+    int error = result(pipe2(holding.tie, O_CLOEXEC));
+    for (int i = 0; error == 0 && i < 2; i++)
+        if ((holding.tie[i] = lifted(holding.tie[i])) < 0)
+            error = holding.tie[i];
+    if (error == 0) {
+        holding.report = mmap(NULL, sizeof *holding.report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        error = holding.report == MAP_FAILED ? -errno : hold_in_report(&holding);
+        if (holding.report != MAP_FAILED)
+            munmap(holding.report, sizeof *holding.report);
+    }
+    close_one(&holding.tie[0]);
+    if (hold->stays || error < 0)
+        close_one(&holding.tie[1]);
+    hold->tie = holding.tie[1];
+    return error;
 }

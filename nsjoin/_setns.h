@@ -221,6 +221,28 @@ int nsjoin_prepare(struct nsjoin_work *work);
 int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent, int at_home);
 void nsjoin_close_barrier(struct nsjoin_work *work);
 void nsjoin_finish(struct nsjoin_work *work);
+
+/* What is under way when a holder does not come to life. */
+enum nsjoin_hold_step {
+    NSJOIN_HOLD_CLONE, NSJOIN_HOLD_STDIO, NSJOIN_HOLD_TIME, NSJOIN_HOLD_OFFSETS, NSJOIN_HOLD_PROPAGATION, NSJOIN_HOLD_EXEC
+};
+/* A process that is born in new namespaces and keeps them, as the init of a PID namespace too: the joiner, waiting for a
+ * plan that never comes, until nobody has the other end of its stdin any more. */
+struct nsjoin_hold {
+    uint32_t nstypes;           /* CLONE_NEW* */
+    uint32_t propagation;       /* MS_PRIVATE, ...: of all mounts in a new mount namespace, 0: as they are */
+    int32_t stays;              /* it has the other end itself */
+    int32_t tie;                /* ours to close, -1: none */
+    int32_t pid;                /* of the holder, our child, once it has been started */
+    int32_t step;               /* enum nsjoin_hold_step */
+};
+/* Starts the image as a holder. offsets: what is written to timens_offsets of a new time namespace, NULL: nothing.
+ * -errno also where the holder has been started and failed: then it ends, and is the caller's to reap. */
+int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_offsets);
+int nsjoin_mount(const char *source, const char *target, unsigned long flags);
+int nsjoin_umount(const char *target, int flags);
+/* Mounts the file of the first descriptor on that of the second: open_tree(2) and move_mount(2), Linux 5.2. */
+int nsjoin_bind(int fd, int on);
 /* environ(7), to be read under the interpreter's lock */
 extern char **environ;
 #endif

@@ -194,6 +194,21 @@ def openat2_in_root(root: int, path: bytes, flags: int) -> int:
     return check(lib.nsjoin_openat2_in_root(root, path, flags))
 
 
+def mount(source: str, target: str, flags: int) -> None:
+    """mount(2) without a type of file system: bind mounts, and changes of what is mounted."""
+    check(lib.nsjoin_mount(os.fsencode(source), os.fsencode(target), flags))
+
+
+def umount(target: str | bytes | os.PathLike[str] | os.PathLike[bytes], flags: int) -> None:
+    """umount2(2)."""
+    check(lib.nsjoin_umount(os.fsencode(target), flags))
+
+
+def bind(fd: int, on: int) -> None:
+    """Mount the file ``fd`` on the file ``on``: open_tree(2) and move_mount(2), ENOSYS before Linux 5.2."""
+    check(lib.nsjoin_bind(fd, on))
+
+
 def memfd_create(name: bytes, flags: int) -> int:
     """memfd_create(2), Linux 3.17."""
     return check(lib.nsjoin_memfd_create(name, flags))

@@ -13,6 +13,7 @@ __all__ = [
     "JoinError",
     "JoinPermissionError",
     "NamespaceError",
+    "NamespaceExistsError",
     "NamespaceNotFoundError",
     "NamespacePermissionError",
     "NotANamespaceError",
@@ -61,6 +62,10 @@ class NamespacePermissionError(NamespaceError, PermissionError):
 
 class NamespaceNotFoundError(NamespaceError, FileNotFoundError):
     """There is no such namespace file (ENOENT)."""
+
+
+class NamespaceExistsError(NamespaceError, FileExistsError):
+    """There is a file already where a namespace should be pinned (EEXIST)."""
 
 
 class NotANamespaceError(NamespaceError, ValueError):
@@ -115,6 +120,7 @@ _BY_ERRNO: dict[tuple[type[NamespaceError], int], type[NamespaceError]] = {
     (NamespaceError, _errno.EACCES): NamespacePermissionError,
     (NamespaceError, _errno.ENOENT): NamespaceNotFoundError,
     (NamespaceError, _errno.ENOTDIR): NamespaceNotFoundError,
+    (NamespaceError, _errno.EEXIST): NamespaceExistsError,
     (NamespaceError, _errno.ESRCH): TargetGoneError,
     (JoinError, _errno.EPERM): JoinPermissionError,
     (JoinError, _errno.EACCES): JoinPermissionError,

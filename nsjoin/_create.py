@@ -1,0 +1,259 @@
+"""``create``: a new namespace, held by a descriptor, without moving the caller.
+
+A process has to be born in a namespace for it to exist. It is a child that runs the joiner (_Holder below), ends as
+soon as the namespace is open, and stays only where the namespace needs it: as the init of a PID namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+from . import _idmap, _launch
+from ._call import call_in
+from ._namespace import Namespace
+from ._nstype import BY_NAME, lookup
+from ._process import Process, own_pid_namespace_is_left
+from ._shim import ffi, lib
+from ._unshare import refusal
+from .exceptions import NamespaceError, error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from io import FileIO
+
+    from typing_extensions import Literal
+
+    from ._idmap import IdMap
+    from ._nstype import NsType
+    from ._setns import CData
+
+PID, TIME, USER = BY_NAME["pid"], BY_NAME["time"], BY_NAME["user"]
+
+#: The arguments that are for one type only, and what they are where they are not given.
+_OPTIONS: dict[str, tuple[str, Any]] = {
+    "uid_map": ("user", "root"),
+    "gid_map": ("user", "root"),
+    "monotonic": ("time", 0),
+    "boottime": ("time", 0),
+    "propagation": ("mnt", "private"),
+    "keep": ("pid", False),
+}
+
+#: mount_namespaces(7); the bits of mount(2)
+_PROPAGATION = {"private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20, "unchanged": 0}
+
+
+@overload
+def create(nstype: Literal["pid"], *, user: None = None, keep: bool = False) -> PidNamespace: ...
+@overload
+def create(
+    nstype: str,
+    *,
+    user: Namespace | None = None,
+    uid_map: IdMap | None = "root",
+    gid_map: IdMap | None = "root",
+    monotonic: float = 0,
+    boottime: float = 0,
+    propagation: Literal["private", "slave", "shared", "unchanged"] = "private",
+    keep: bool = False,
+) -> Namespace: ...
+def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Namespace:
+    """Make a namespace of type ``nstype`` and open it. No thread of ours moves, and no process stays behind.
+
+    It lives as long as the ``Namespace`` is open, somebody is in it, or it is pinned (``Namespace.pin``).
+
+    ``"pid"`` is the exception: a PID namespace lives as long as its init. So there is one, about 10 kB large, which
+    reaps what is orphaned inside; the result is a ``PidNamespace``, whose ``close`` ends it and with it everything
+    inside. It ends with this program too, however that ends; with ``keep=True`` it ends only when it is killed.
+
+    ``user``: the user namespace that is to own it, None for our own. Without CAP_SYS_ADMIN, make a ``"user"`` first and
+    the others in it. It is entered in a forked child (see ``call_in``); not for ``"pid"``.
+
+    ``uid_map``, ``gid_map`` of a ``"user"``: ranges (first id inside, first id outside, count), or ``"root"``: our own
+    id is 0 inside; ``"current"``: it is the same inside; ``"auto"``: it is 0, and from 1 on come our subordinate ones
+    (subuid(5)); None: nothing is mapped. More than our own id needs CAP_SETUID and CAP_SETGID, or the programs
+    newuidmap and newgidmap. Where our own gid is all that is mapped, and not by CAP_SETGID, setgroups(2) is denied.
+
+    ``monotonic``, ``boottime`` of a ``"time"``: what its clocks show more than ours, in seconds (time_namespaces(7)).
+
+    ``propagation`` of a ``"mnt"``: how its mounts relate to ours (mount_namespaces(7)): ``"private"`` as with
+    unshare(1), ``"slave"``, ``"shared"``, or ``"unchanged"``.
+
+    NamespaceError (NamespacePermissionError) with the reason, TypeError and ValueError for bad arguments; then nothing
+    is left. Needs CAP_SYS_ADMIN, for ``"user"`` nothing; offsets need CAP_SYS_TIME. clone(2), unshare(2); Linux 4.11,
+    for time 5.6.
+    """
+    row = lookup(nstype)
+    wanted = _wanted(row, options)
+    if user is None:
+        return _make(wanted)
+    if not isinstance(user, Namespace):
+        raise TypeError(f"user is a Namespace, not {type(user).__name__}")
+    if user.nstype != "user":
+        raise ValueError(f"user is a user namespace, not a {user.nstype} namespace")
+    if row is PID:
+        raise ValueError("a PID namespace is made in our own user namespace only: its init would not be our child")
+    with call_in(user, _make_file, wanted) as file:
+        return Namespace.from_fd(file.fileno())
+
+
+class PidNamespace(Namespace):
+    """A PID namespace that ``create`` has made, with the init that keeps it: a direct child of ours.
+
+    ``close``, or the end of the ``with`` block, kills the init, and with it every process inside, and reaps it. In the
+    child of a fork it only closes descriptors.
+    """
+
+    __slots__ = ("_holder",)
+
+    def __init__(self, fd: int, row: NsType, holder: _Holder) -> None:
+        """Take ownership of ``fd`` and ``holder``. Callers use ``create``."""
+        super().__init__(fd, row)
+        self._holder = holder
+
+    @property
+    def pid(self) -> int:
+        """The pid of the init, as we see it. Readable when closed."""
+        return self._holder.pid
+
+    def close(self) -> None:
+        """End the init (not with ``keep=True``) and close the descriptor. Closing twice is no error."""
+        super().close()
+        self._holder.close()
+
+
+class _Wanted(NamedTuple):
+    """One namespace to make. ``maps``: ranges of uids and of gids; ``offsets``: the text for timens_offsets."""
+
+    row: NsType
+    maps: tuple[Sequence[tuple[int, ...]], Sequence[tuple[int, ...]]]
+    offsets: bytes
+    propagation: int
+    keep: bool
+
+
+def _wanted(row: NsType, options: dict[str, Any]) -> _Wanted:
+    for name in options:
+        if name not in _OPTIONS:
+            raise TypeError(f"create has no argument {name!r}")
+        if _OPTIONS[name][0] != row.name:
+            raise TypeError(f"{name} is for {_OPTIONS[name][0]} namespaces only, not for {row.name}")
+    given = {name: options.get(name, default) for name, (_, default) in _OPTIONS.items()}
+    if given["propagation"] not in _PROPAGATION:
+        raise ValueError(f"propagation is one of {', '.join(_PROPAGATION)}, not {given['propagation']!r}")
+    maps: Any = ((), ())
+    if row is USER:
+        maps = _idmap.ranges(_idmap.UID, given["uid_map"]), _idmap.ranges(_idmap.GID, given["gid_map"])
+    propagation = _PROPAGATION[given["propagation"]] if row.name == "mnt" else 0
+    offsets = b"".join(_offset(name, given[name]) for name in ("monotonic", "boottime"))
+    return _Wanted(row, maps, offsets, propagation, bool(given["keep"]))
+
+
+def _offset(clock: str, seconds: float) -> bytes:
+    whole, nanoseconds = divmod(round(seconds * 10**9), 10**9)
+    return f"{clock} {whole} {nanoseconds}\n".encode() if whole or nanoseconds else b""
+
+
+def _make_file(wanted: _Wanted) -> FileIO:
+    """In the child of ``call_in``: the new namespace as what comes back with its descriptor."""
+    with _make(wanted) as namespace:
+        return open(os.dup(namespace.fileno()), "rb", buffering=0)
+
+
+def _make(wanted: _Wanted) -> Namespace:
+    holder = _Holder(wanted)
+    is_kept = False
+    try:
+        holder.start(wanted)
+        with Process.from_pid(holder.pid) as process:
+            for kind, ranges in zip((_idmap.UID, _idmap.GID), wanted.maps):
+                _idmap.write(process, kind, ranges)
+            # a new time namespace is that of children until an execve enters it (Linux 6.2)
+            for_children = wanted.row is TIME
+            if wanted.row is not PID:
+                return Namespace(process.open_namespace(wanted.row, for_children=for_children), wanted.row)
+            made = PidNamespace(process.open_namespace(wanted.row), wanted.row, holder)
+            is_kept = True
+            return made
+    finally:
+        if not is_kept:
+            holder.end()
+
+
+# --- the process that holds it ------------------------------------------------------------------------------
+
+
+class _Holder:
+    """The process that is born in the new namespace, tied to a pipe: it ends when nobody holds the other end.
+
+    What C knows of it stays in one place, so that no exception loses its pid.
+    """
+
+    __slots__ = ("_hold", "_owner", "pid")
+
+    def __init__(self, wanted: _Wanted) -> None:
+        hold = (wanted.row.flag, wanted.propagation, wanted.keep, -1, 0, 0)
+        self._hold: CData = ffi.new("struct nsjoin_hold *", hold)
+        self._owner = os.getpid()
+        self.pid = 0  # still to be read when it is reaped, and the number may be another's
+
+    def start(self, wanted: _Wanted) -> None:
+        """Start it: what is raised says what the kernel refused."""
+        with _launch.home() if own_pid_namespace_is_left() else nullcontext():
+            self._start(wanted)
+        self.pid = self._hold.pid
+
+    def _start(self, wanted: _Wanted) -> None:
+        offsets = wanted.offsets
+        image, image_is_ours = _launch._image.open()
+        try:
+            number = -lib.nsjoin_hold(self._hold, image, offsets or ffi.NULL, len(offsets))
+        finally:
+            if image_is_ours:
+                os.close(image)
+        if not number:
+            return
+        at = self._hold.step
+        # as in _launch.launch: no memfd may be executed here; or a fork elsewhere has the file still open for writing
+        if at == lib.NSJOIN_HOLD_EXEC and number == (errno.ETXTBSY if image_is_ours else errno.EACCES):
+            if not image_is_ours:
+                _launch._image.memfd_does_not_run()
+            self._kill()
+            self._start(wanted)
+            return
+        raise _error(number, at, wanted.row)
+
+    def close(self) -> None:
+        """End the process, unless it is to stay or another process's."""
+        if not self._hold.stays:
+            self.end()
+
+    def end(self) -> None:
+        """Untie the process, kill and reap it."""
+        tie, self._hold.tie = self._hold.tie, -1
+        if tie >= 0:
+            os.close(tie)
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._owner == os.getpid():
+            _launch.end(self._hold.pid)
+            self._hold.pid = 0
+
+
+def _error(number: int, at: int, row: NsType) -> OSError:
+    if at in (lib.NSJOIN_HOLD_CLONE, lib.NSJOIN_HOLD_TIME):
+        return refusal(number, "create", (row,))
+    if at == lib.NSJOIN_HOLD_OFFSETS:
+        reason = _OFFSET_REASONS.get(number)
+        return error(NamespaceError, number, "timens_offsets", nstype=row.name, reason=reason)
+    return OSError(number, os.strerror(number))
+
+
+_OFFSET_REASONS = {
+    errno.EPERM: "needs CAP_SYS_TIME in our user namespace",
+    errno.ERANGE: "a clock would be negative, or beyond half of its range",
+}

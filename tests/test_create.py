@@ -1,0 +1,109 @@
+"""``create``: namespaces that are new, nobody of ours in them, nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+import pytest
+from child import become_ordinary_user, in_child
+from conftest import requires_root
+
+import nsjoin
+
+TYPES = ["mnt", "uts", "ipc", "net", "cgroup", "user", "time", "pid"]
+
+
+@requires_root
+@pytest.mark.parametrize("nstype", TYPES)
+def test_a_new_namespace_is_not_ours_and_a_program_runs_inside(nstype):
+    with nsjoin.create(nstype) as made, nsjoin.Namespace.current(nstype) as own:
+        assert made.nstype == nstype
+        assert made != own
+        command = ["readlink", f"/proc/self/ns/{nstype}"]
+        done = nsjoin.run_in(made, command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{nstype}:[{made.id.ino}]\n"
+
+
+@requires_root
+def test_offsets_are_those_of_the_clocks_inside():
+    with nsjoin.create("time", boottime=1000.5, monotonic=-1) as made:
+        shown = nsjoin.run_in(made, ["cat", "/proc/self/timens_offsets"], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["monotonic", "-1", "0", "boottime", "1000", "500000000"]
+
+
+@requires_root
+def test_ranges_are_mapped():
+    with nsjoin.create("user", uid_map=[(0, 0, 5), (10, 100, 7)]) as made:
+        shown = nsjoin.run_in(made, ["cat", "/proc/self/uid_map"], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["0", "0", "5", "10", "100", "7"]
+
+
+def make_as_ordinary_user() -> None:
+    with nsjoin.create("user") as user, nsjoin.create("net", user=user) as net, net.owner() as owner:
+        assert owner == user
+    with pytest.raises(nsjoin.NamespacePermissionError, match="CAP_SYS_ADMIN"):
+        nsjoin.create("net")
+
+
+def test_an_ordinary_user_makes_a_user_namespace_first():
+    in_child(make_as_ordinary_user, become_ordinary_user)
+
+
+def reach_the_limit() -> None:
+    with open("/proc/sys/user/max_net_namespaces", "w") as file:
+        file.write("0")
+    with pytest.raises(nsjoin.NamespaceError, match="max_net_namespaces is 0") as caught:
+        nsjoin.create("net")
+    assert caught.value.errno == errno.ENOSPC
+
+
+@requires_root
+def test_a_limit_is_named():
+    def own_limits() -> None:
+        # entered by a child of its own, whose limits are its own namespace's
+        with nsjoin.create("user", uid_map=[(0, 0, 65536)], gid_map=[(0, 0, 65536)]) as user:
+            nsjoin.call_in(user, reach_the_limit)
+
+    in_child(own_limits)
+
+
+@requires_root
+def test_close_ends_the_init_and_what_is_inside():
+    made = nsjoin.create("pid")
+    inside = nsjoin.spawn_in(made, ["sleep", "infinity"])
+    made.close()
+    assert inside.wait() == -9
+    # our zombie inside has held up the end of the init; else close, or the next launch, reaps it
+    assert os.waitpid(made.pid, 0)[1] == 9
+
+
+@requires_root
+def test_the_init_ends_with_its_owner():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        made = nsjoin.create("pid")
+        os.write(writer, b"%d" % made.pid)
+        select.select([], [], [])
+    with nsjoin.Target.from_pid(int(os.read(reader, 20))) as init:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        assert select.select([init], [], [], 60)[0]
+    os.close(reader)
+    os.close(writer)
+
+
+@requires_root
+def test_a_kept_init_outlives_close():
+    made = nsjoin.create("pid", keep=True)
+    made.close()
+    os.kill(made.pid, 9)  # it was there
+    assert os.waitpid(made.pid, 0)[1] == 9
+
+
+@pytest.mark.parametrize(("nstype", "options"), [("net", {"keep": True}), ("pid", {"uid_map": "root"})])
+def test_an_argument_of_another_type_is_refused(nstype, options):
+    with pytest.raises(TypeError, match="namespaces only"):
+        nsjoin.create(nstype, **options)
