@@ -102,8 +102,11 @@ def processes() -> set[int]:
 
 
 def parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("PPid:"))
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("PPid:"))
+    except OSError:  # somebody else's, which has ended
+        return 0
 
 
 def attack(before: set[int], caller: int | None) -> None:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -190,14 +191,14 @@ def let_it_try_undefended(meeting: Path) -> None:
 @pytest.mark.parametrize("nstypes", WORLDS)
 def test_nobody_inside_can_look_into_the_process_of_a_call(start, meeting, nstypes):
     hostile = Hostile(start, nstypes, "call", str(meeting))
-    nsjoin.call_in(hostile.pid, let_it_try, meeting)
+    nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60)
     assert_all_refused(hostile.outcomes())
 
 
 @pytest.mark.parametrize("nstypes", WORLDS)
 def test_without_the_flag_off_a_call_gives_all_our_memory_away(start, meeting, nstypes):
     hostile = Hostile(start, nstypes, "call", str(meeting))
-    nsjoin.call_in(hostile.pid, let_it_try_undefended, meeting)
+    nsjoin.call_in(hostile.pid, let_it_try_undefended, meeting, timeout=60)
     assert_all_successful(hostile.outcomes())
 
 
@@ -226,7 +227,7 @@ def test_with_suid_dumpable_1_they_are_hidden_too(start, meeting, suid_dumpable,
     if how == "lease":
         assert nsjoin.run_in(hostile.pid, [program]).returncode == 0
     else:
-        nsjoin.call_in(hostile.pid, let_it_try, meeting)
+        nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60)
     assert_all_refused(hostile.outcomes())
 
 
@@ -780,3 +781,15 @@ def test_a_program_of_the_targets_that_a_function_starts_gets_at_our_python_and_
     said = nsjoin.call_in(target.pid, lambda: subprocess.run([str(script)], stdout=subprocess.PIPE, text=True).stdout)
     assert said == os.readlink("/proc/self/exe") + "\n"
     assert nsjoin.run_in(target.pid, [str(script)], stdout=subprocess.PIPE).stdout == b""  # the joiner does nothing
+
+
+# --- SECURITY.md ------------------------------------------------------------------------------------------------------
+
+
+def test_every_test_that_security_md_names_is_there():
+    text = (HERE.parent / "SECURITY.md").read_text()
+    named = set(re.findall(r"`(?:tests/)?(test_\w+)`", text))
+    there = {name for file in HERE.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    assert len(named) > 20
+    assert named <= there
+    assert all((HERE.parent / file).exists() for file in re.findall(r"`(tests/\w+\.py)`", text))
