@@ -78,15 +78,22 @@ class Hostile:
     """A target that runs hostile.py, as root of its user namespace and PID 1 where it has a PID namespace."""
 
     def __init__(
-        self, start: Callable[..., Running], nstypes: tuple[str, ...], *arguments: str, user: int | None = None
+        self,
+        start: Callable[..., Running],
+        nstypes: tuple[str, ...],
+        *arguments: str,
+        user: int | None = None,
+        bounded: list[str] | None = None,
     ) -> None:
-        """``user``: of root's user namespaces one is theirs, inside of what else there is."""
+        """``user``: whose user namespace is inside of what else there is. ``bounded``: options of setpriv."""
         if "pid" not in nstypes:
             arguments = (*arguments, str(os.getpid()))
         command = [sys.executable, "-I", "-c", PROGRAM, *arguments]
         if user is not None:
             become = ["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups"]
             command = [*become, "unshare", "--map-root-user", SYSTEM_PYTHON, *command[1:]]
+        if bounded is not None:
+            command = ["setpriv", *bounded, *command]
         self.running = start(*nstypes, program=f"exec {shlex.join(command)}")
         self.pid = self.running.pid
         assert self._line() == "armed"
@@ -202,6 +209,28 @@ def test_without_the_flag_off_a_call_gives_all_our_memory_away(start, meeting, n
     assert_all_successful(hostile.outcomes())
 
 
+#: What root of a container without a user namespace has, by default. CAP_SYS_PTRACE, CAP_PERFMON (maps and environ, on
+#: newer kernels) or CAP_SYS_ADMIN are power over all that it sees.
+CONTAINERS = "+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_raw,+sys_chroot,+mknod,+setfcap"
+
+in_fork_hooks: list[Callable[[], None]] = []
+os.register_at_fork(after_in_child=lambda: [hook() for hook in in_fork_hooks])
+
+
+@requires_root
+@pytest.mark.parametrize("nstypes", [*WORLDS, ("mnt", "pid")])
+def test_nobody_inside_can_look_into_it_as_soon_as_it_is_born(start, meeting, nstypes):
+    # with pid the child is born inside: by the time that Python's hooks run there, it has joined nothing else yet
+    bounded = [f"--bounding-set=-all,{CONTAINERS}"] if "user" not in nstypes else None
+    hostile = Hostile(start, nstypes, "call", str(meeting), bounded=bounded)
+    in_fork_hooks.append(lambda: let_it_try(meeting))
+    try:
+        nsjoin.call_in(hostile.pid, os.getpid, timeout=60)
+    finally:
+        in_fork_hooks.clear()
+    assert_all_refused(hostile.outcomes())
+
+
 @pytest.fixture
 def suid_dumpable() -> Iterator[None]:
     """fs.suid_dumpable=1: after a change of credentials the kernel sets the flag."""
@@ -285,6 +314,32 @@ def test_with_like_target_who_is_seen_inside_never_had_more_capabilities_than_th
         held.join()
     assert held.result.returncode == 0
     assert (capabilities == [theirs]) is like_target
+
+
+#: A limit, and a seccomp filter that allows everything (struct sock_filter, struct sock_fprog).
+LIMITED = """
+import ctypes, os, resource, struct, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 7777))
+allow = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000))
+program = struct.pack("HxxxxxxQ" if ctypes.sizeof(ctypes.c_void_p) == 8 else "HxxI", 1, ctypes.addressof(allow))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.create_string_buffer(program)) == 0
+print("end", flush=True)
+os.execvp("sleep", ["sleep", "infinity"])
+"""
+
+
+def test_limits_and_filters_of_the_target_are_not_taken_over(start):
+    command = [sys.executable, "-I", "-c", LIMITED]
+    target = start("user", "mnt", "pid", program=f"ulimit -Hc 7777 && exec {shlex.join(command)}")
+    assert target.process.stdout.readline() == "end\n"
+    reader = ["sh", "-c", "grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; grep core /proc/self/limits"]
+    with open("/proc/self/limits") as file:
+        ours = next(line for line in file if "core" in line)
+    done = nsjoin.run_in(target.pid, reader, like_target=True, env=None, stdout=subprocess.PIPE, text=True, check=True)
+    assert status_of(target.pid, "NoNewPrivs", "Seccomp") == ["1", "2"]
+    assert done.stdout == f"NoNewPrivs:\t1\nSeccomp:\t{status_of(os.getpid(), 'Seccomp')[0]}\n{ours}"
 
 
 SECRET = b"the caller's own: %d" % os.getpid()
