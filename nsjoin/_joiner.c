@@ -462,6 +462,8 @@ static void become(plan_t *plan)
         begin(plan, NSJOIN_STEP_LSM_LABEL);
         tell_proc(plan, "self/attr/exec", at(plan, plan->lsm_label));
     }
+    if (plan->oom_score_adj || plan->lsm_label) /* no link of the target's to /proc/self/fd leads execve there */
+        SYS1(close, plan->proc);
     char **files = at(plan, plan->tables);
     char **argv = files + plan->n_files + 1;
     char **envp = argv + plan->n_argv + 1;
