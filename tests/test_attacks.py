@@ -6,6 +6,7 @@ succeed at all is shown with a joiner from whose source exactly one place was ta
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -570,6 +571,36 @@ def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_
     finally:
         os.close(fd)
     assert nsjoin.run_in(running.pid, ["/bin/busybox", "true"]).returncode == 0
+
+
+CLOSE_PROC = "        SYS1(close, plan->proc);\n"
+FIRST_NUMBERS = range(3, 20)
+
+
+def led_outside(start: Callable[..., Running], **keywords: Any) -> list[int]:
+    """By which descriptors of the process that becomes the program a link leads to a file of ours."""
+    to_ours = f"/proc/self/fd/$n/{os.getpid()}/root/bin/true"
+    setup = f"mount -t tmpfs none /mnt; for n in $(seq 3 20); do ln -s {to_ours} /mnt/$n; done"
+    target = start("mnt", "pid", program=f"{setup}; echo end; exec sleep infinity")
+    assert target.process.stdout.readline() == "end\n"
+    found = []
+    for number in FIRST_NUMBERS:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            nsjoin.run_in(target.pid, [f"/mnt/{number}"], check=True, **keywords)
+            found.append(number)
+    return found
+
+
+@requires_root
+@pytest.mark.parametrize("keywords", [{}, {"oom_score_adj": 500}], ids=["plain", "oom_score_adj"])
+def test_no_link_leads_exec_to_a_file_of_ours(start, keywords):
+    assert led_outside(start, **keywords) == []
+
+
+@requires_root
+def test_if_our_proc_were_still_open_by_then_a_link_would(start, weaken):
+    weaken(CLOSE_PROC, "        (void)0;\n")
+    assert led_outside(start, oom_score_adj=500) != []
 
 
 # --- a target that moves between our look and the join ----------------------------------------------------------------
