@@ -27,7 +27,11 @@ EXEC_DIFFERS = {
     ("lxc", "cgroup"): "lxc-attach puts what it starts into .lxc, a cgroup beside that of the container's program",
 }
 #: What nsjoin gives neither as the engine nor as the target does.
-NOT_COPIED = {"Seccomp": "a filter cannot be read from another process and so not be copied"}
+NOT_COPIED = {
+    "limits": "resource limits stay the caller's",
+    "Umask": "the file mode creation mask stays the caller's; umask= sets it",
+    "Seccomp": "a filter cannot be read from another process and so not be copied",
+}
 
 SAME, AS_TARGET, NOT_SO, LACKS = "same", "target", "DIFFERS", "lacks"
 

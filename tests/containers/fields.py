@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 # The shell's own files say what it was started with; what it changes for its children does not show there.
 READER = """
 p=/proc/${1:-$$}
-head -v -n 999999 $p/status $p/mountinfo $p/cgroup $p/environ $p/oom_score_adj /proc/sys/kernel/hostname &&
+head -v -n 999999 $p/status $p/mountinfo $p/cgroup $p/environ $p/oom_score_adj $p/limits /proc/sys/kernel/hostname &&
 echo '==> links <==' &&
 ls -l $p/ns/ $p/cwd
 """
-_STATUS = ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"]
+_STATUS = ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Umask"]
 #: What is read, by what a user calls it: the columns of the table.
 COLUMNS = {
     "inside": ("ns/cgroup", "ns/ipc", "ns/mnt", "ns/net", "ns/pid", "ns/time", "ns/user", "ns/uts", "hostname"),
@@ -31,6 +31,7 @@ COLUMNS = {
     "cgroup": ("cgroup",),
     "env": ("environ",),
     "oom": ("oom_score_adj",),
+    "limits": ("limits", "Umask"),
     "seccomp": ("Seccomp",),
 }
 
@@ -49,6 +50,6 @@ def parse(output: str) -> dict[str, str]:
     for link, text in re.findall(r"(\S+) -> (\S+)$", files["links"], flags=re.MULTILINE):
         fields["cwd" if link.endswith("/cwd") else f"ns/{link}"] = text
     fields["environ"] = "\n".join(sorted(files["environ"].rstrip("\0").split("\0")))
-    for name in ("mountinfo", "cgroup", "oom_score_adj", "hostname"):
+    for name in ("mountinfo", "cgroup", "oom_score_adj", "limits", "hostname"):
         fields[name] = files[name]
     return fields
