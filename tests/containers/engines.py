@@ -8,11 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .workshop import IS_ROOT, CannotStartError, gone_afterwards
+from .workshop import IS_ROOT, PATIENCE, CannotStartError, gone_afterwards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -77,7 +78,18 @@ class Engine:
                 raise CannotStartError(f"{program} is not installed")
         with contextlib.ExitStack() as later, self._start(shop, case) as container:
             later.enter_context(gone_afterwards(container.pid))
+            wait_for_exec(container.pid)
             yield container
+
+
+def wait_for_exec(pid: int) -> None:
+    """Wait until a process is the container's program: crun returns while it is still crun, with our environment."""
+    command = "\0".join((*PROGRAM, "")).encode()
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{pid}/cmdline").read_bytes() != command:
+        if time.monotonic() > deadline:
+            raise CannotStartError(f"process {pid} has not become {' '.join(PROGRAM)}")
+        os.sched_yield()
 
 
 # --- runc and crun: a bundle with a config.json ---------------------------------------------------------------
