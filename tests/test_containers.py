@@ -207,6 +207,8 @@ def test_what_is_left_behind_is_found(monkeypatch):
         with pytest.raises(AssertionError, match="process [0-9]+: sh -c read end"), workshop.workshop() as shop:
             left = subprocess.Popen(["sh", "-c", "read end", shop.name], stdin=subprocess.PIPE)
             stack.enter_context(left)
+    assert not shop.folder.exists()
+    assert not any(cgroup.exists() for cgroup in shop.cgroups)
 
 
 def test_a_difference_is_found():

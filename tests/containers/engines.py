@@ -119,9 +119,9 @@ def oci_config(shop: Workshop, tool: str, bundle: Path, like: Like) -> None:
 
 @contextlib.contextmanager
 def oci(shop: Workshop, case: str, tool: str, wrapper: tuple[str, ...] = ()) -> Iterator[Container]:
-    bundle = shop.folder / f"{tool}-bundle"
+    bundle = shop.place()
     command = [tool, "--root", str(shop.folder / f"{tool}-state")]
-    name = f"{shop.name}-{tool}"
+    name = bundle.name
     bundle.mkdir()
     try:
         oci_config(shop, tool, bundle, CASES[case])
@@ -205,10 +205,10 @@ def podman_options(shop: Workshop, like: Like) -> list[str]:
 
 @contextlib.contextmanager
 def podman(shop: Workshop, case: str) -> Iterator[Container]:
-    folder = shop.folder / "podman"
+    folder = shop.place()
     env = podman_home(folder)
     command = ("podman", f"--runtime-flag=root={folder}/runc")
-    name = f"{shop.name}-podman"
+    name = folder.name
 
     def remove() -> None:
         shop.run([*command, "rm", "--force", "--ignore", "--time=0", name], env=env)
@@ -253,21 +253,34 @@ if not IS_ROOT:
 
 @contextlib.contextmanager
 def lxc(shop: Workshop, case: str) -> Iterator[Container]:
-    folder = shop.folder / "lxc"
-    of_it = ("-P", str(folder), "-n", shop.name)
+    folder = shop.place()
+    name = folder.name
+    of_it = ("-P", str(folder), "-n", name)
     log = folder / "log"
-    (folder / shop.name).mkdir(parents=True)
-    (folder / shop.name / "config").write_text(_LXC_CONFIG.format(rootfs=shop.rootfs))
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}  # for an ordinary user's lock
+    (folder / name).mkdir(parents=True)
+    (folder / name / "config").write_text(_LXC_CONFIG.format(rootfs=shop.rootfs))
     with contextlib.ExitStack() as later:
         later.callback(shutil.rmtree, folder)
-        later.callback(subprocess.run, ["lxc-stop", *of_it, "--kill"], stderr=subprocess.DEVNULL, check=False)
+        later.callback(remove_lxc_lock, folder)
+        later.callback(subprocess.run, ["lxc-stop", *of_it, "--kill"], env=env, stderr=subprocess.DEVNULL, check=False)
         try:
-            shop.run(["lxc-start", *of_it, "--daemon", f"--logfile={log}", "--logpriority=ERROR", "--", *PROGRAM])
+            shop.run(
+                ["lxc-start", *of_it, "--daemon", f"--logfile={log}", "--logpriority=ERROR", "--", *PROGRAM], env=env
+            )
         except CannotStartError as error:
             raise CannotStartError(log.read_text().partition("\n")[0] or str(error)) from None
-        pid = int(shop.run(["lxc-info", *of_it, "--pid", "--no-humanize"]))
+        pid = int(shop.run(["lxc-info", *of_it, "--pid", "--no-humanize"], env=env))
         # without --clear-env it hands the caller's whole environment to the container
-        yield Container("lxc", case, pid, ("lxc-attach", *of_it, "--clear-env", "--"))
+        yield Container("lxc", case, pid, ("lxc-attach", *of_it, "--clear-env", "--"), env)
+
+
+def remove_lxc_lock(folder: Path) -> None:
+    """Remove what lxc leaves in /run; an ordinary user's is in XDG_RUNTIME_DIR."""
+    lock = Path(f"/run/lxc/lock{folder}")
+    shutil.rmtree(lock, ignore_errors=True)
+    with contextlib.suppress(OSError):  # others of this session have theirs there
+        lock.parent.rmdir()
 
 
 # --- those without an exec of their own -----------------------------------------------------------------------
@@ -315,7 +328,8 @@ def bwrap(shop: Workshop, case: str) -> Iterator[Container]:
 
 @contextlib.contextmanager
 def nspawn(shop: Workshop, case: str) -> Iterator[Container]:
-    options = [f"--machine=nsjoin-{os.getpid()}", f"--directory={shop.rootfs}", f"--setenv={VARIABLE}={VALUE}"]
+    machine = shop.place().name.replace("_", "0")  # a host's name has no underscore
+    options = [f"--machine={machine}", f"--directory={shop.rootfs}", f"--setenv={VARIABLE}={VALUE}"]
     options += ["--quiet", "--register=no", "--keep-unit", "--private-network", "--read-only", "--timezone=off"]
     options += ["--console=pipe", "--hostname=box", f"--oom-score-adjust={OOM_SCORE_ADJ}"]
     with running(shop, ["systemd-nspawn", *options]) as pid:

@@ -6,6 +6,7 @@ Everything that an engine makes is below the folder and the cgroup, so the name 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import shutil
@@ -60,10 +61,15 @@ class Workshop:
         self.folder = folder
         self.rootfs = folder / "rootfs"
         self.cgroups: list[Path] = []
+        self._places = itertools.count(1)
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    def place(self) -> Path:
+        """A folder that is not there yet, for one container. Its name is one that no other container here has."""
+        return self.folder / f"{self.name}-{next(self._places)}"
 
     def make(self) -> None:
         # conmon, and the root of a user namespace made by newuidmap(1), are others to the folder's owner
@@ -109,10 +115,8 @@ class Workshop:
         return arguments
 
     def remove(self) -> None:
-        """Remove the folder and the cgroups; AssertionError, naming them, if a process or a mount is left."""
-        left = leftovers(self.name)
-        if not left:
-            remove_cgroups(self.name)
+        """Remove the folder and the cgroups; AssertionError, naming them, if a process, mount or cgroup is left."""
+        left = leftovers(self.name) + remove_cgroups(self.name)
         shutil.rmtree(self.folder)
         assert not left, left
 
@@ -175,12 +179,20 @@ def make_cgroup(cgroup: Path) -> None:
                 (cgroup / name).write_text((cgroup.parent / name).read_text())
 
 
-def remove_cgroups(name: str) -> None:
-    """Remove ours and those in ours, and what crun and podman have put beside: they do not look where they are."""
+def remove_cgroups(name: str) -> list[str]:
+    """Remove ours and those in ours, and what crun and podman have put beside: they do not look where they are.
+
+    Returns those that cannot be removed, as there is still something in them.
+    """
+    left = []
     for mount_point, _, _ in hierarchies():
         for folder, _, _ in os.walk(mount_point, topdown=False):
             if name in folder:
-                os.rmdir(folder)
+                try:
+                    os.rmdir(folder)
+                except OSError as error:
+                    left.append(f"cgroup {folder}: {error.strerror}")
+    return left
 
 
 # --- what is left -------------------------------------------------------------------------------------------
