@@ -104,7 +104,8 @@ class Workshop:
             errors.seek(0)
             said, complained = output.read(), errors.read()
         if result.returncode != 0:
-            raise CannotStartError((complained or said).strip() or f"exit status {result.returncode}, without a word")
+            words = (complained or said).strip().splitlines()  # warnings, and at last the error
+            raise CannotStartError(words[-1] if words else f"exit status {result.returncode}, without a word")
         return said
 
     def inside_cgroups(self, command: Sequence[str | os.PathLike[str]]) -> list[str]:
