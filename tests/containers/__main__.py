@@ -1,7 +1,7 @@
 """Print the table: every container that starts here, and how a program that nsjoin starts in it compares.
 
-``python -m tests.containers [ENGINE...]``, as root or as an ordinary user. The exit status is 1 if anything differs, or if
-no container starts here.
+``python -m tests.containers [ENGINE...]``, as root or as an ordinary user. The exit status is 1 if anything differs,
+or if no container starts here.
 """
 
 from __future__ import annotations
