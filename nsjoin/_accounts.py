@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from . import _shim
+from . import _procfs, _shim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -104,7 +104,7 @@ def open_in_root(root: int, path: str) -> int:
             raise OSError(errno.EINVAL, "not a regular file", path)
         if status.st_size == 0:  # what files of proc and tracefs say of themselves
             raise FileNotFoundError(errno.ENOENT, "an empty file", path)
-        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        return _procfs.open_file(f"self/fd/{place}", os.O_RDONLY | os.O_NOCTTY)
     finally:
         os.close(place)
 

@@ -11,7 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _shim
+from . import _procfs, _shim
 from ._launch import Cgroup
 from .exceptions import JoinError, error
 
@@ -36,7 +36,7 @@ class _Mount(NamedTuple):
 
 def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
     """The cgroups of ``process`` that are not this thread's own, open in ``stack``. JoinError, OSError of /proc."""
-    own = _paths(_read("/proc/thread-self/cgroup"))
+    own = _paths(_procfs.read("thread-self/cgroup"))
     theirs = _paths(process.read_proc("cgroup"))
     other = {controllers: path for controllers, path in theirs.items() if own.get(controllers) != path}
     if not other:
@@ -59,15 +59,10 @@ def _paths(text: str) -> dict[frozenset[str], str]:
     return {frozenset(filter(None, controllers.split(","))): path for _, controllers, path in fields}
 
 
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
-
-
 def _mounts() -> list[_Mount]:
     """Where cgroup hierarchies are mounted: proc_pid_mountinfo(5)."""
     found: dict[frozenset[str], _Mount] = {}
-    for line in _read("/proc/thread-self/mountinfo").splitlines():
+    for line in _procfs.read("thread-self/mountinfo").splitlines():
         before, _, behind = line.partition(" - ")
         kind, _, options = behind.split(" ", 2)
         if kind not in ("cgroup", "cgroup2"):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
-from . import _guard, _reason, _shim
+from . import _guard, _procfs, _reason, _shim
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, mask, select
 from ._process import has_user_namespace_above
@@ -241,7 +241,7 @@ def _refuse(rows: tuple[NsType, ...]) -> None:
 
 def _refuse_beside_threads(row: NsType) -> None:
     # the kernel counts its own way: threads of C libraries too
-    if len(os.listdir("/proc/self/task")) > 1:
+    if len(_procfs.names("self/task")) > 1:
         raise error(JoinError, errno.EUSERS, "enter", nstype=row.name, reason=f"{row.alone}; use spawn_in")
     with Namespace.current(row.name) as own, Namespace.current(row.name, for_children=True) as for_children:
         if own != for_children:

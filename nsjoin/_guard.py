@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from . import _shim
+from . import _procfs, _shim
 from ._nstype import BY_NAME
 
 if TYPE_CHECKING:
@@ -82,8 +82,13 @@ def is_guarded() -> bool:
     allowed = getattr(_thread, "allowed", None)
     if allowed is None:
         allowed = _process_allows
-    if allowed is not None:
-        return not allowed
+    return is_away() if allowed is None else not allowed
+
+
+def is_away() -> bool:
+    """Whether this thread has entered a foreign mount namespace, or was born in one."""
+    if getattr(_thread, "allowed", None) is not None or _process_allows is not None:
+        return True
     return bool(_foreign) and _own_mount_inode() in _foreign
 
 
@@ -119,8 +124,10 @@ def leave_thread(before: Any) -> None:
 
 
 def prepare() -> None:
-    """Before the first join of a mount namespace: load what will be needed, pin the name service, stand guard."""
+    """Before a mount namespace is joined: keep our own /proc; the first time, load what will be needed, pin the name
+    service, stand guard."""
     global _is_prepared
+    _procfs.keep(is_away)
     if _is_prepared:
         return
     with _lock:

@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _capabilities, _cgroup, _shim
+from . import _capabilities, _cgroup, _procfs, _shim
 from ._launch import Attributes, Theirs
 from ._nstype import BY_NAME
 from ._target import TARGET
@@ -84,7 +84,7 @@ def _check_cgroup(value: Any) -> str:
 def _check_capabilities(value: Any) -> tuple[int, int, int, int, int]:
     """These and no others. Inheritable and ambient as well: otherwise execve(2) drops them for all but root."""
     bits = _capabilities.bits(value)
-    return (bits,) * 5
+    return bits, bits, bits, bits, bits
 
 
 def _check_flag(value: Any) -> bool:
@@ -224,8 +224,7 @@ def _no_new_privs(chosen: Any, process: Process, status: Mapping[str, str]) -> b
 def _oom_score_adj(process: Process) -> bytes | None:
     """None if it is this process's own: to write it again may need CAP_SYS_RESOURCE."""
     theirs = process.read_proc("oom_score_adj").strip()
-    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-        return None if file.read().strip() == theirs else theirs.encode()
+    return None if _procfs.read("self/oom_score_adj").strip() == theirs else theirs.encode()
 
 
 # --- security modules ---------------------------------------------------------------------------------------
@@ -239,8 +238,7 @@ def _own_label(process: Process) -> str | None:
     """The label of ``process``; None where there are none, or where it is this thread's too."""
     try:
         theirs = process.read_proc("attr/current")
-        with open("/proc/thread-self/attr/current", encoding="utf-8", errors="surrogateescape") as file:
-            ours = file.read()
+        ours = _procfs.read("thread-self/attr/current")
     except OSError as refused:
         if refused.errno in _NO_LABELS:
             return None

@@ -10,7 +10,7 @@ import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from . import _shim
+from . import _procfs, _shim
 from ._nstype import BY_NAME
 from .exceptions import NamespaceError, TargetGoneError, error
 
@@ -193,7 +193,7 @@ class Process:
         try:
             if self._pidfd < 0 or self._proc >= 0:
                 return _shim.above_stdio(os.open("root", _shim.O_PATH | os.O_CLOEXEC, dir_fd=self.proc()))
-            return self._checked(_shim.above_stdio(os.open(f"/proc/{self._pid}/root", _shim.O_PATH | os.O_CLOEXEC)))
+            return self._checked(_shim.above_stdio(_procfs.open_file(f"{self._pid}/root", _shim.O_PATH)))
         except NamespaceError:
             raise
         except OSError as refused:
@@ -281,8 +281,7 @@ def _pid_of(pidfd: int) -> int:
     except OSError as refused:
         if refused.errno == errno.ESRCH:
             raise TargetGoneError(errno.ESRCH, "pidfd", reason="the process has ended") from None
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        found = re.search(r"^Pid:\s*(-?\d+)$", file.read(), re.MULTILINE)
+    found = re.search(r"^Pid:\s*(-?\d+)$", _procfs.read(f"self/fdinfo/{pidfd}"), re.MULTILINE)
     if found is None:
         raise ValueError("this descriptor is no pidfd")
     pid = int(found[1])
@@ -296,7 +295,7 @@ def _pid_of(pidfd: int) -> int:
 def _open_proc(pid: int) -> int:
     """Open /proc/PID; the descriptor pins the process: openat through it says ESRCH once it is gone, on any kernel."""
     try:
-        fd = _shim.above_stdio(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        fd = _shim.above_stdio(_procfs.open_file(f"{pid}", os.O_RDONLY | os.O_DIRECTORY))
     except OSError as refused:
         raise error(
             NamespaceError,
@@ -320,7 +319,7 @@ def _open_own_proc(pid: int) -> int:
 
 def check_proc(words: str | None = None) -> None:
     """Raise NamespaceError (EXDEV) if /proc has other pids than those this process knows. ``words``: the target."""
-    if os.readlink("/proc/self") != str(os.getpid()):
+    if _procfs.read_link("self") != str(os.getpid()):
         raise error(
             NamespaceError,
             errno.EXDEV,
@@ -377,8 +376,8 @@ def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:
     except OSError as refused:
         if refused.errno not in _shim.NO_SUCH_IOCTL | _NO_PIDFD:
             raise
-    have = set(os.listdir("/proc/thread-self/ns"))
-    return tuple(os.stat(f"/proc/thread-self/ns/{row.name}").st_ino if row.name in have else 0 for row in rows)
+    have = set(_procfs.names("thread-self/ns"))
+    return tuple(_procfs.inode(f"thread-self/ns/{row.name}") if row.name in have else 0 for row in rows)
 
 
 def own_pid_namespace_is_left() -> bool:

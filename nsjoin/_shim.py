@@ -15,6 +15,8 @@ except ImportError as missing:
         "Python's headers are needed); elsewhere, reinstall nsjoin for this interpreter."
     ) from missing
 
+from . import _procfs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -119,7 +121,7 @@ def own_namespace(row: NsType, *, for_children: bool = False) -> int:
     if fd >= 0:
         return fd
     # /proc/self is the main thread's; this thread's own is thread-self (Linux 3.17)
-    return os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    return _procfs.open_file(f"thread-self/ns/{name}")
 
 
 def inodes(pidfd: int, requests: Sequence[int]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsjoin import _launch, _nstype, _shim
+from nsjoin import _guard, _launch, _nstype, _shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,6 +98,7 @@ def requires_program(name: str) -> pytest.MarkDecorator:
 def _warm_up() -> None:
     """What is kept for the process's lifetime is made now: the sealed joiner, and this thread's own pidfd."""
     _launch._image.open()
+    _guard.prepare()
     _shim.inodes(-1, [_nstype.BY_NAME["uts"].get])
 
 

@@ -32,7 +32,7 @@ from child import children, held_program, in_child
 from conftest import requires_program, requires_root
 
 import nsjoin
-from nsjoin import _build_setns, _launch, _start
+from nsjoin import _build_setns, _launch, _procfs, _start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -717,6 +717,30 @@ def test_a_program_is_started_and_a_function_called_where_proc_lies(lying):
         nsjoin.run_in(lying.pid, ["/no/such/program"])
     with pytest.raises(nsjoin.CallDiedError):
         nsjoin.call_in(lying.pid, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+IN_THE_NAME_OF_ANOTHER = r"""
+mount -t tmpfs none /mnt && mkdir /mnt/bin && cp /bin/busybox /mnt/bin
+printf '#!/bin/busybox sh\necho the liar is\n' >/mnt/bin/whoami && chmod 755 /mnt/bin/whoami
+mount -t tmpfs none /proc && ln -s {caller} /proc/self && mkdir /proc/{other} && ln -s /mnt /proc/{other}/root
+echo ready; exec sleep infinity
+"""
+
+
+@requires_root
+def test_another_target_is_not_looked_up_in_the_proc_that_lies(start, monkeypatch):
+    """Inside ``enter(A, "mnt")``, A says where the root of B is: its own program would run in B, with our rights."""
+    other = start("mnt", "uts")
+    liar = start("mnt", program=IN_THE_NAME_OF_ANOTHER.format(caller=os.getpid(), other=other.pid))
+    assert liar.process.stdout.readline() == "ready\n"
+
+    def in_the_other() -> bytes:
+        with nsjoin.enter(liar.pid, "mnt"):
+            return nsjoin.run_in(other.pid, ["whoami"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+
+    assert in_the_other() == b"root\n"
+    monkeypatch.setattr(_procfs, "place", lambda path: (f"/proc/{path}", None))  # without the descriptor of our own
+    assert in_the_other() == b"the liar is\n"
 
 
 @requires_root
