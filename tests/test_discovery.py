@@ -466,10 +466,14 @@ def test_without_descriptors_it_says_so(start):
     os.close(free)
 
     def look():
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         with open("/proc/self/limits"):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, free + 2))
-            with pytest.raises(OSError, match="Too many open files"):
-                iter_namespaces()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
+            try:
+                with pytest.raises(OSError, match="Too many open files"):
+                    iter_namespaces()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
     in_child(look)
 
