@@ -90,9 +90,9 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     Not to be held across an ``await``: every other task of the thread would run inside. Where asyncio's loop has run
     within it, leaving raises RuntimeError, once the thread is back.
 
-    Python may run a signal handler before the first line of an exit; if that handler raises, as Ctrl-C's does, just then,
-    the thread is not brought back (docs of ``signal``). Where that matters, join in a thread other than the main one,
-    which runs no handlers, or use call_in.
+    Python may run a signal handler before the first line of an exit; if that handler raises just then, as Ctrl-C's
+    does, the thread is not brought back (docs of ``signal``). Where that matters, join in a thread other than the main
+    one, which runs no handlers, or use call_in.
 
     Reusable, reentrant, and usable from several threads; with an open ``Target`` or ``Namespace`` nothing of the
     target is opened again. Needs CAP_SYS_ADMIN here and over the namespaces, for mnt CAP_SYS_CHROOT too.
