@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.machinery
+import os
 import re
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _procfs, _shim
 from ._nstype import BY_NAME
+from ._shim import lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +51,7 @@ _ENUMERATIONS = ("pwent", "grent", "spent", "hostent", "netent", "protoent", "se
 _lock = threading.Lock()
 _is_prepared = False
 _thread = threading.local()
-#: Inode numbers of mount namespaces that were entered: threads that were born there are there still.
+#: Mount namespaces that were entered: threads that were born there are there still.
 _foreign: set[int] = set()
 _process_allows: bool | None = None  # the child of a call, all of which is elsewhere
 
@@ -89,25 +91,33 @@ def is_away() -> bool:
     """Whether this thread has entered a foreign mount namespace, or was born in one."""
     if getattr(_thread, "allowed", None) is not None or _process_allows is not None:
         return True
-    return bool(_foreign) and _own_mount_inode() in _foreign
+    return bool(_foreign) and _own_mount()[1] in _foreign
 
 
-def _own_mount_inode() -> int:
+def _own_mount() -> tuple[int, int]:
+    """The inode of this thread's mount namespace and what tells it from all others; 0 where the kernel does not say.
+
+    An inode is given out again as soon as its namespace has gone; NS_GET_ID (Linux 6.18) is not.
+    """
+    fd = lib.nsjoin_own(BY_NAME["mnt"].get)
+    if fd < 0:  # before Linux 6.11, and /proc may be anybody's here
+        return 0, 0
     try:
-        return _shim.inodes(-1, [BY_NAME["mnt"].get])[0]
-    except OSError:  # before Linux 6.11, and /proc may be anybody's here
-        return 0
+        inode = os.fstat(fd).st_ino
+        return inode, _shim.namespace_unique_id(fd) or inode
+    finally:
+        os.close(fd)
 
 
 def enter_thread(*, allow_imports: bool, left: int = 0) -> Any:
     """This thread has left the mount namespace ``left`` (0: unknown). Returns what ``leave_thread`` needs."""
     before = getattr(_thread, "allowed", None)
-    inode = _own_mount_inode()
+    inode, identity = _own_mount()
     if inode and inode == left:  # it was there already, at home or not
         return before
     _thread.allowed = allow_imports
     if inode and not allow_imports:  # 0: the kernel does not tell, and every thread would be taken for one inside
-        _foreign.add(inode)
+        _foreign.add(identity)
     return before
 
 

@@ -281,8 +281,10 @@ _OUTSIDE = "this directory is not below the target's root, so it would be a way 
 def _of_capability(failed: Failed) -> str | None:
     if failed.errno != errno.EPERM:
         return None
-    what = _capabilities.name_of(failed.index) if failed.index >= 0 else "the inheritable set"
-    return f"{what}: only CAP_SETPCAP drops a capability from the bounding set, and nothing gives one that we lack"
+    if failed.index < 0:
+        return "only what is permitted can be made inheritable, and what is in the bounding set (capabilities(7))"
+    name = _capabilities.name_of(failed.index)
+    return f"{name}: only CAP_SETPCAP drops a capability from the bounding set, and nothing gives one that we lack"
 
 
 def _of_cgroup(failed: Failed) -> str | None:

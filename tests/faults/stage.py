@@ -27,7 +27,7 @@ from changed import drop_capability, prctl
 from conftest import _state
 
 import nsjoin
-from nsjoin import _launch, _shim
+from nsjoin import _guard, _launch, _shim
 from nsjoin._nstype import BY_NAME
 from nsjoin._process import own_inodes
 
@@ -191,6 +191,7 @@ def prepare() -> None:
     image, is_for_one_launch = _launch._image.open()
     if is_for_one_launch:
         os.close(image)
+    _guard.prepare()
     for name in ("ascii", "latin-1", "utf-8"):
         codecs.lookup(name)  # Python imports them by need, and what an import does when it fails is Python's
     own_inodes((BY_NAME["uts"],))

@@ -1,0 +1,452 @@
+"""``TARGET`` and ``like_target``: what a program takes over from its target, each alone, and what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from changed import in_child
+from conftest import IS_ROOT, Running, requires_program, requires_root
+
+import nsjoin
+from nsjoin import TARGET, _capabilities, _cgroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CREDENTIALS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+#: What the target's shell runs, with something of everything that can be taken over.
+SETPRIV = "--regid 1001 --groups 1002,1003 --bounding-set=-all,+net_admin,+net_raw,+setpcap,+kill --no-new-privs"
+
+
+def status(pid: int | str) -> dict[str, str]:
+    lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {name: " ".join(value.split()) for name, _, value in lines if name in CREDENTIALS}
+
+
+def of_program(target: object, **keywords: object) -> dict[str, str]:
+    """The same of a program inside, as we see it."""
+    with nsjoin.spawn_in(target, ["cat"], stdin=subprocess.PIPE, **keywords) as process:
+        found = status(process.pid)
+        process.stdin.close()
+    assert process.returncode == 0
+    return found
+
+
+def output(target: object, *args: str, **keywords: object) -> str:
+    return nsjoin.run_in(target, args, stdout=subprocess.PIPE, text=True, check=True, **keywords).stdout
+
+
+@pytest.fixture
+def begin(start) -> Callable[..., Running]:
+    """``begin("pid", ..., as_=options of setpriv, script=shell)`` gives a target that has become what was asked."""
+
+    def begin_one(*nstypes: str, as_: str = "", script: str = "true") -> Running:
+        become = f"exec setpriv {as_} " if as_ else "exec "
+        running = start(*nstypes, program=f"{script}; echo become; {become} sh -c 'echo go; exec sleep infinity'")
+        while running.process.stdout.readline() != "go\n":
+            pass
+        while Path(f"/proc/{running.pid}/comm").read_text() != "sleep\n":  # its environment is another one then
+            os.sched_yield()
+        return running
+
+    return begin_one
+
+
+# --- like the target as a whole ---------------------------------------------------------------------------------------
+
+
+@requires_root
+@pytest.mark.parametrize(
+    "who",
+    ["", "--reuid 1000", "--ruid 0 --euid 1000", "--reuid 1000 --inh-caps=+net_raw,+kill --ambient-caps=+net_raw"],
+)
+def test_root_gets_every_credential_of_its_target(begin, who):
+    target = begin("mnt", "pid", "uts", as_=f"{SETPRIV} {who}")
+    theirs = status(target.pid)
+    assert theirs != of_program(target.pid)
+    assert of_program(target.pid, like_target=True) == theirs
+
+
+def test_so_does_an_ordinary_user_or_root_with_a_user_namespace(start):
+    target = start("user", "mnt", "pid")
+    assert of_program(target.pid, like_target=True) == status(target.pid)
+
+
+def test_environment_directory_and_score_come_along(begin):
+    target = begin("user", "mnt", "pid", script="export WORD='a = b'; cd /usr/lib; echo 321 >/proc/self/oom_score_adj")
+    script = "echo $WORD; pwd; cat /proc/self/oom_score_adj"
+    assert output(target.pid, "sh", "-c", script, like_target=True) == "a = b\n/usr/lib\n321\n"
+    assert output(target.pid, "sh", "-c", script, env={"WORD": "mine"}, like_target=True).startswith("mine\n/usr/lib")
+    assert output(target.pid, "sh", "-c", script, cwd="/usr", like_target=True).startswith("a = b\n/usr\n")
+
+
+def test_what_is_said_goes_before_what_the_target_has(begin):
+    target = begin("user", "mnt", "pid", script="echo 321 >/proc/self/oom_score_adj")
+    script = "cat /proc/self/oom_score_adj; grep NoNewPrivs /proc/self/status"
+    said = output(target.pid, "sh", "-c", script, like_target=True, oom_score_adj=400, no_new_privs=True)
+    assert said.split() == ["400", "NoNewPrivs:", "1"]
+
+
+# --- each alone -------------------------------------------------------------------------------------------------------
+
+
+@requires_root
+@pytest.mark.parametrize(
+    ("keyword", "changes"),
+    [
+        ("user", {"Uid", "CapPrm", "CapEff"}),
+        ("group", {"Gid"}),
+        ("extra_groups", {"Groups"}),
+        ("no_new_privs", {"NoNewPrivs"}),
+        ("capabilities", {"CapBnd", "CapPrm", "CapEff"}),
+    ],
+)
+def test_each_alone_changes_only_its_own(begin, keyword, changes):
+    target = begin("mnt", "pid", as_=f"{SETPRIV} --reuid 1000")
+    plain, theirs = of_program(target.pid), status(target.pid)
+    found = of_program(target.pid, **{keyword: TARGET})
+    assert {name for name in found if found[name] != plain[name]} == changes
+    if keyword != "capabilities":  # root gets the bounding set at exec: capabilities(7)
+        assert {name: found[name] for name in changes} == {name: theirs[name] for name in changes}
+
+
+def test_the_environments_path_finds_the_program(begin, tmp_path):
+    program = tmp_path / "word"
+    program.write_text("#!/bin/sh\necho found\n")
+    program.chmod(0o755)
+    tmp_path.chmod(0o755)
+    target = begin("user", "mnt", script=f"export PATH=/nowhere::/{'x' * 5000}:{tmp_path}:$PATH")
+    assert output(target.pid, "word", env=TARGET) == "found\n"
+    with pytest.raises(FileNotFoundError, match="no-such-program"):
+        nsjoin.run_in(target.pid, ["no-such-program"], env=TARGET)
+    without = begin("user", "mnt", script="unset PATH")
+    assert output(without.pid, "env", env=TARGET, cwd="/").count("PATH=") == 0  # as os.defpath: /bin:/usr/bin
+
+
+def test_a_large_environment_comes_whole(start):
+    words = {f"WORD{number}": "x" * 1000 for number in range(1500)}
+    target = subprocess.Popen(["sh", "-c", "echo go; exec sleep infinity"], env=words, stdout=subprocess.PIPE)
+    try:
+        target.stdout.readline()
+        found = output(target.pid, "/usr/bin/env", env=TARGET, namespaces=())
+        assert words.items() <= dict(line.partition("=")[::2] for line in found.splitlines()).items()
+    finally:
+        target.kill()
+        target.communicate()
+
+
+def test_env_and_cwd_may_be_given_by_position(begin):
+    target = begin("user", "mnt", script="cd /usr/lib; export WORD=theirs")
+    arguments = (["sh", "-c", "pwd; echo $WORD"], -1, None, None, subprocess.PIPE, None, None, True, False)
+    with nsjoin.Popen(*arguments, TARGET, TARGET, target=target.pid) as process:
+        assert process.communicate()[0] == b"/usr/lib\ntheirs\n"
+
+
+@requires_root
+def test_a_directory_that_is_gone_or_outside_is_no_working_directory(begin, tmp_path):
+    gone = begin("mnt", script=f"mkdir {tmp_path}/d; cd {tmp_path}/d; rmdir {tmp_path}/d")
+    with pytest.raises(FileNotFoundError):
+        nsjoin.run_in(gone.pid, ["true"], cwd=TARGET)
+    target = begin("mnt", script=f"mount -t tmpfs none {tmp_path}; cd {tmp_path}")
+    with pytest.raises(nsjoin.JoinError, match="a way out") as caught:
+        nsjoin.run_in(target.pid, ["true"], cwd=TARGET, namespaces=())
+    assert caught.value.errno == errno.EXDEV
+
+
+# --- ids through the maps of a user namespace -------------------------------------------------------------------------
+
+
+@requires_root
+def test_ids_are_translated_and_one_that_is_not_mapped_is_told(start):
+    outer = subprocess.Popen(["unshare", "-U", "sh", "-c", "echo go; exec sleep infinity"], stdout=subprocess.PIPE)
+    try:
+        outer.stdout.readline()
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{outer.pid}/{name}").write_text("0 100000 1000\n")
+        become = [
+            "setpriv",
+            "--reuid",
+            "5",
+            "--regid",
+            "6",
+            "--groups",
+            "7",
+            "sh",
+            "-c",
+            "echo go; exec sleep infinity",
+        ]
+        with nsjoin.spawn_in(outer.pid, become, stdout=subprocess.PIPE) as target:
+            target.stdout.readline()
+            theirs = status(target.pid)
+            ids = [theirs[name] for name in ("Uid", "Gid", "Groups")]
+            assert [text.split()[0] for text in ids] == ["100005", "100006", "100007"]
+            found = of_program(target.pid, user=TARGET, group=TARGET, extra_groups=TARGET)
+            assert [found[name] for name in ("Uid", "Gid", "Groups")] == ids
+            assert of_program(target.pid, like_target=True) == theirs
+            target.kill()
+    finally:
+        outer.kill()
+        outer.communicate()
+
+
+@requires_root
+def test_an_id_that_is_not_mapped_there_is_told():
+    program = subprocess.Popen(
+        ["setpriv", "--reuid", "1000", "--clear-groups", "unshare", "-U", "sh", "-c", "echo go; exec sleep infinity"],
+        stdout=-1,
+    )
+    try:
+        program.stdout.readline()
+        with pytest.raises(nsjoin.JoinError, match=r"id 1000 of process \d+ is not mapped in its uid_map"):
+            nsjoin.run_in(program.pid, ["true"], user=TARGET)
+
+        def as_the_same_user() -> None:  # for whom it is the same id of the kernel's, so it stays
+            os.setgroups([])
+            os.setresuid(1000, 1000, 1000)
+            found = of_program(program.pid, user=TARGET, group=TARGET, extra_groups=TARGET, env=TARGET)
+            assert found["Uid"] == "1000 1000 1000 1000"
+
+        in_child(as_the_same_user)
+    finally:
+        program.kill()
+        program.communicate()
+
+
+# --- said explicitly --------------------------------------------------------------------------------------------------
+
+
+@requires_root
+@pytest.mark.parametrize("names", [["net_admin"], {"CAP_NET_ADMIN"}, ("Cap_Net_Admin", "net_admin")])
+@pytest.mark.parametrize("user", [None, 1000])
+def test_exactly_the_capabilities_that_are_named(target, names, user):
+    found = of_program(target.pid, capabilities=names, user=user)
+    assert {int(found[name], 16) for name in CREDENTIALS if name.startswith("Cap")} == {1 << 12}
+
+
+@requires_root
+def test_no_capability_at_all(target):
+    found = of_program(target.pid, capabilities=())
+    assert {int(found[name], 16) for name in CREDENTIALS if name.startswith("Cap")} == {0}
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_no_new_privs(start, flag):
+    assert of_program(start("user", "pid").pid, no_new_privs=flag)["NoNewPrivs"] == str(int(flag))
+
+
+def test_the_table_of_capabilities_is_the_kernels():
+    header = Path("/usr/include/linux/capability.h")
+    if not header.exists():
+        pytest.skip("linux/capability.h is not installed")
+    numbers = re.findall(r"^#define CAP_(\w+)\s+(\d+)$", header.read_text(), re.MULTILINE)
+    assert [name.lower() for name, _ in sorted(numbers, key=lambda pair: int(pair[1]))] == list(_capabilities.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "text"),
+    [
+        ({"capabilities": "net_admin"}, TypeError, "iterable of names"),
+        ({"capabilities": [21]}, TypeError, "named by a str"),
+        ({"capabilities": ["net_admiral"]}, ValueError, "unknown capability 'net_admiral'"),
+        ({"no_new_privs": 1}, TypeError, "no_new_privs is a bool"),
+        ({"oom_score_adj": "5"}, TypeError, "oom_score_adj is an int"),
+        ({"oom_score_adj": True}, TypeError, "oom_score_adj is an int"),
+        ({"oom_score_adj": 1001}, ValueError, "from -1000 to 1000"),
+        ({"cgroup": "relative"}, ValueError, "begins with '/'"),
+        ({"cgroup": "/a/../b"}, ValueError, "as in /proc/PID/cgroup"),
+        ({"cgroup": 5}, TypeError, "expected str"),
+        ({"lsm_label": b"x"}, TypeError, "lsm_label is a str"),
+        ({"lsm_label": "a\0b"}, ValueError, "no null character"),
+    ],
+)
+def test_a_wrong_value_is_told_before_anything_starts(target, keywords, error, text):
+    with pytest.raises(error, match=text):
+        nsjoin.Popen(["true"], target=target.pid, **keywords)
+
+
+@pytest.mark.parametrize("keyword", ["env", "cwd", "user", "group", "extra_groups", "cgroup", "capabilities"])
+def test_only_a_process_can_be_taken_after(keyword):
+    with pytest.raises(ValueError, match=f"TARGET for {keyword} needs a target that is a process"):
+        nsjoin.Popen(["true"], target="/proc/self/ns/net", **{keyword: TARGET})
+
+
+def test_capabilities_count_in_a_user_namespace_that_has_to_be_joined(start):
+    target = start("user", "net")
+    with pytest.raises(ValueError, match="count in its user namespace, which is not among namespaces="):
+        nsjoin.Popen(["true"], target=target.pid, namespaces=["net"], capabilities=TARGET)
+
+
+def test_what_one_may_not_do_says_which_capability(start):
+    def refused() -> None:
+        if IS_ROOT:
+            os.setgroups([])
+            os.setresuid(65534, 65534, 65534)
+        here = {"target": os.getpid(), "namespaces": ()}
+        with pytest.raises(nsjoin.JoinPermissionError, match="capabilities .*cap_chown: only CAP_SETPCAP"):
+            nsjoin.Popen(["true"], capabilities=(), **here)
+        with pytest.raises(
+            nsjoin.JoinPermissionError, match="capabilities .*only what is permitted can be made inherit"
+        ):
+            nsjoin.Popen(["true"], capabilities={"net_raw"}, **here)
+        with pytest.raises(nsjoin.JoinPermissionError, match="oom_score_adj .*needs CAP_SYS_RESOURCE"):
+            nsjoin.Popen(["true"], oom_score_adj=-500, **here)
+
+    in_child(refused)
+
+
+def test_a_label_where_no_security_module_gives_one_is_told(target):
+    if Path("/sys/kernel/security/lsm").exists():
+        pytest.skip("this kernel has security modules that may give labels")
+    with pytest.raises(nsjoin.JoinError, match="lsm_label .*no security module here gives labels"):
+        nsjoin.run_in(target.pid, ["true"], lsm_label="profile", namespaces=["mnt"] if IS_ROOT else None)
+
+
+@requires_root
+@requires_program("strace")
+def test_the_label_is_written_last_of_all_before_exec(start):
+    target = start("mnt", "pid")
+    code = f"import nsjoin; nsjoin.run_in({target.pid}, ['true'], lsm_label='some profile')"
+    done = subprocess.run(
+        ["strace", "-f", "-e", "trace=openat2,write,setns", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    calls = [
+        line for line in done.stderr.splitlines() if "setns(" in line or "attr/exec" in line or "some profile" in line
+    ]
+    assert [re.search(r"(setns|attr/exec|write)", line)[1] for line in calls[:3]] == ["setns", "attr/exec", "write"]
+    assert re.search(r'write\(\d+, "some profile", 12\) += -1 EINVAL', calls[2])  # no security module here
+
+
+# --- cgroups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cgroup() -> Iterator[str]:
+    """A new cgroup with one name in every hierarchy, removed afterwards."""
+    name = f"/nsjoin-like-{os.getpid()}"
+    folders = [Path(mount.point + name) for mount in _cgroup._mounts()]
+    made = []
+    try:
+        for folder in folders:
+            folder.mkdir()
+            made.append(folder)
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if (folder / file).exists():
+                    (folder / file).write_text((folder.parent / file).read_text())
+        yield name
+    finally:
+        for folder in made:
+            folder.rmdir()
+
+
+def paths(text: str) -> dict[str, str]:
+    return {line.split(":")[1]: line.split(":", 2)[2] for line in text.splitlines()}
+
+
+@requires_root
+@pytest.mark.parametrize("namespaces", [None, ("mnt", "uts")])
+def test_into_every_hierarchy_that_has_it(target, cgroup, namespaces):
+    with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, cgroup=cgroup, namespaces=namespaces) as process:
+        assert set(paths(Path(f"/proc/{process.pid}/cgroup").read_text()).values()) == {cgroup}
+        process.stdin.close()
+    assert set(paths(Path("/proc/self/cgroup").read_text()).values()) != {cgroup}
+
+
+@requires_root
+def test_as_the_target_and_what_is_removed_is_told(start, cgroup):
+    target = start("pid", "mnt")
+    for mount in _cgroup._mounts():
+        Path(f"{mount.point}{cgroup}/cgroup.procs").write_text(str(target.pid))
+    with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, cgroup=TARGET) as process:
+        assert set(paths(Path(f"/proc/{process.pid}/cgroup").read_text()).values()) == {cgroup}
+        process.stdin.close()
+    target.end()
+    with pytest.raises(nsjoin.JoinError, match=r"cgroup of /no/such: .*no mounted cgroup hierarchy has it"):
+        nsjoin.Popen(["true"], target=os.getpid(), cgroup="/no/such")
+
+
+@requires_root
+@requires_program("strace")
+@pytest.mark.skipif(not any(not mount.controllers for mount in _cgroup._mounts()), reason="cgroup v2 is not mounted")
+@pytest.mark.parametrize("refused", [False, True])
+def test_born_in_version_2_where_pid_is_joined(start, cgroup, refused):
+    """Also where a clone into it is refused: then it moves."""
+    target = start("pid", "mnt")
+    code = (
+        "import nsjoin, subprocess\n"
+        f"p = nsjoin.spawn_in({target.pid}, ['cat'], stdin=-1, cgroup={cgroup!r})\n"
+        "print(open(f'/proc/{p.pid}/cgroup').read()); p.stdin.close(); p.wait()"
+    )
+    inject = ["-e", "inject=clone3:error=EACCES"] if refused else []
+    done = subprocess.run(
+        ["strace", "-f", "-o", "/dev/stderr", "-e", "trace=clone3", *inject, sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "CLONE_INTO_CGROUP" in done.stderr
+    assert set(paths(done.stdout.strip()).values()) == {cgroup}
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+@requires_root
+def test_a_new_session_keyring_where_all_is_as_the_target(target):
+    libc = "import ctypes; print(ctypes.CDLL(None).syscall({}, 0, -3, 0))"
+    number = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+
+    def serial(**keywords: object) -> int:
+        return int(output(target.pid, sys.executable, "-c", libc.format(number), **keywords))
+
+    def with_keyring_of_its_own() -> None:
+        import ctypes
+
+        ours = ctypes.CDLL(None).syscall(number, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING
+        if ours < 0:
+            return  # no keys in this kernel
+        assert serial() == ours
+        assert serial(like_target=True) != ours
+
+    in_child(with_keyring_of_its_own)
+
+
+def test_no_descriptor_of_ours_is_left(begin):
+    target = begin("user", "mnt", "pid", script="cd /usr")
+    assert sorted(output(target.pid, "ls", "/proc/self/fd", like_target=True).split()) == ["0", "1", "2", "3"]
+
+
+def test_aio_takes_the_same_keywords(begin):
+    target = begin("user", "mnt", "pid", script="cd /usr/lib; export WORD=theirs")
+
+    async def main() -> bytes:
+        done = await nsjoin.aio.run_in(
+            target.pid, ["sh", "-c", "pwd; echo $WORD"], stdout=subprocess.PIPE, like_target=True, extra_groups=TARGET
+        )
+        return done.stdout
+
+    assert asyncio.run(main()) == b"/usr/lib\ntheirs\n"
+
+
+def test_a_target_that_has_ended_is_gone(start):
+    target = start("user", "pid")
+    with nsjoin.Target.from_pid(target.pid) as process:
+        os.kill(target.pid, signal.SIGKILL)
+        target.process.wait()
+        with pytest.raises(nsjoin.TargetGoneError):
+            nsjoin.Popen(["true"], target=process, like_target=True)
+
+
+def test_target_is_shown_by_its_name():
+    assert repr(TARGET) == "nsjoin.TARGET"
