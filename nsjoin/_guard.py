@@ -94,6 +94,11 @@ def is_away() -> bool:
     return bool(_foreign) and _own_mount()[1] in _foreign
 
 
+def _has_gone_away() -> bool:
+    """The same, but for the child of a call, which is inside as a whole: it means the /proc that is there."""
+    return _process_allows is None and is_away()
+
+
 def _own_mount() -> tuple[int, int]:
     """The inode of this thread's mount namespace and what tells it from all others; 0 where the kernel does not say.
 
@@ -137,7 +142,7 @@ def prepare() -> None:
     """Before a mount namespace is joined: keep our own /proc; the first time, load what will be needed, pin the name
     service, stand guard."""
     global _is_prepared
-    _procfs.keep(is_away)
+    _procfs.keep(_has_gone_away)
     if _is_prepared:
         return
     with _lock:

@@ -107,7 +107,7 @@ def iter_namespaces() -> NamespaceIterator:
     namespaces without a process.
     """
     try:
-        check_proc()
+        check_proc(link=os.readlink("/proc/self"))
     except FileNotFoundError as missing:
         raise NamespaceNotFoundError(missing.errno or 0, "open /proc", reason=_why_no_proc()) from None
     survey = _survey.Survey()

@@ -285,8 +285,11 @@ def test_a_descriptor_that_was_opened_through_a_bind_mount_is_one(start, tmp_pat
 def test_a_bind_mount_in_another_mount_namespace_keeps_it(start, tmp_path):
     path = tmp_path / "pin"
     place = start(
-        "uts", "mnt", program=f"touch {path}; mount --bind /proc/self/ns/uts {path}; exec unshare -u sleep inf"
+        "uts",
+        "mnt",
+        program=f"touch {path}; mount --bind /proc/self/ns/uts {path}; exec unshare -u sh -c 'echo; exec sleep inf'",
     )
+    place.process.stdout.readline()
     # what unshare(1) itself is in keeps it too, so it has to leave it as well: by its end, which ends nothing else
     with Namespace.from_pid(place.process.pid, "uts") as first:
         info = seen()[first.id.ino]
