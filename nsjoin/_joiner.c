@@ -110,6 +110,8 @@ static void read_environment(plan_t *plan, long fd)
     while ((got = SYS3(read, fd, text + used, ROOM - 1 - used)) > 0)
         used += got;
     must(plan, got < 0 ? got : used == ROOM - 1 ? -E2BIG : 0);
+    if (used == 0 && !(plan->flags & NSJOIN_EMPTY_ENVIRON)) /* none, or execve(2) has given it another since it was opened */
+        fail(plan, -EAGAIN);
     for (long i = 0; i < used; i++)
         n += !text[i];
     char **entry = map((n + 1) * (long)sizeof *entry, 0, -1);

@@ -123,6 +123,7 @@ class Attributes(NamedTuple):
     oom_score_adj: bytes | None = None
     lsm_label: bytes | None = None
     new_keyring: bool = False
+    empty_environ: bool = False
     environ_inside: bool = False
 
     def descriptors(self) -> list[int]:

@@ -48,6 +48,8 @@ def _put_attributes(head: Any, job: Job) -> list[bytes]:
         head.flags |= lib.NSJOIN_ENVIRON_INSIDE
     if attributes.no_new_privs:
         head.flags |= lib.NSJOIN_NO_NEW_PRIVS
+    if attributes.empty_environ:
+        head.flags |= lib.NSJOIN_EMPTY_ENVIRON
     if attributes.new_keyring:
         head.flags |= lib.NSJOIN_NEW_KEYRING
     if attributes.capabilities is not None:

@@ -49,6 +49,7 @@ enum nsjoin_flag {
     NSJOIN_NO_NEW_PRIVS = 32768,
     NSJOIN_NEW_KEYRING = 131072, /* a session keyring of its own: keyctl(2) */
     NSJOIN_ENVIRON_INSIDE = 262144, /* environ is a /proc/PID: its file is opened when all is joined */
+    NSJOIN_EMPTY_ENVIRON = 524288, /* an environment of nothing is no error */
     NSJOIN_SEARCH = 65536       /* look for the file in the PATH of the environment that was read */
 };
 

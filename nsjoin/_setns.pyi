@@ -61,6 +61,7 @@ class _Lib:
     NSJOIN_CAPABILITIES: Final[int]
     NSJOIN_NO_NEW_PRIVS: Final[int]
     NSJOIN_NEW_KEYRING: Final[int]
+    NSJOIN_EMPTY_ENVIRON: Final[int]
     NSJOIN_SEARCH: Final[int]
     NSJOIN_ENVIRON_INSIDE: Final[int]
     NSJOIN_SAVE: Final[int]

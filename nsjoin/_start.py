@@ -66,17 +66,37 @@ def start(
     ``name`` and ``cwd`` are the file names of subprocess's errors; ``choice`` is what the program takes over from the
     target besides. JoinError, TargetGoneError, NamespaceError, OSError, and what ``launch`` raises but Failed.
     """
-    with OpenTarget(checked) as target, ExitStack() as stack:
-        if choice is not None:
-            job.attributes, theirs = _like.read(choice, target.process, wanted, stack)
-            job.ids = job.ids._replace(theirs=theirs)
+    with OpenTarget(checked) as target:
         try:
-            if target.process is None:
-                chosen = _chosen(target.namespaces, wanted)
-                return (yield from _start_by_descriptors(job, target, chosen, fork))
-            return (yield from _start_by_process(job, target, target.process, wanted, fork))
+            try:
+                return (yield from _start_like(job, target, wanted, fork, choice, may_be_empty=False))
+            except Failed as failed:
+                if failed.at != At.ENV or failed.errno != errno.EAGAIN:
+                    raise
+            return (yield from _start_like(job, target, wanted, fork, choice, may_be_empty=True))
         except Failed as failed:
             raise _explain(failed, target, name, cwd) from None
+
+
+def _start_like(
+    job: Startable,
+    target: OpenTarget,
+    wanted: tuple[NsType, ...] | None,
+    fork: bool,
+    choice: _like.Choice | None,
+    *,
+    may_be_empty: bool,
+) -> Launch:
+    """``may_be_empty``: the environment of the target; Failed at ENV with EAGAIN where it is and may not."""
+    with ExitStack() as stack:
+        if choice is not None:
+            attributes, theirs = _like.read(choice, target.process, wanted, stack)
+            job.attributes = attributes._replace(empty_environ=may_be_empty)
+            job.ids = job.ids._replace(theirs=theirs)
+        if target.process is None:
+            chosen = _chosen(target.namespaces, wanted)
+            return (yield from _start_by_descriptors(job, target, chosen, fork))
+        return (yield from _start_by_process(job, target, target.process, wanted, fork))
 
 
 def _start_by_process(

@@ -17,7 +17,7 @@ from changed import in_child
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
-from nsjoin import TARGET, _capabilities, _cgroup
+from nsjoin import TARGET, _capabilities, _cgroup, _like
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,17 +45,21 @@ def output(target: object, *args: str, **keywords: object) -> str:
     return nsjoin.run_in(target, args, stdout=subprocess.PIPE, text=True, check=True, **keywords).stdout
 
 
+def until_it_sleeps(pid: int) -> None:
+    """A process's environment is another one after exec."""
+    while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+        os.sched_yield()
+
+
 @pytest.fixture
 def begin(start) -> Callable[..., Running]:
     """``begin("pid", ..., as_=options of setpriv, script=shell)`` gives a target that has become what was asked."""
 
     def begin_one(*nstypes: str, as_: str = "", script: str = "true") -> Running:
         become = f"exec setpriv {as_} " if as_ else "exec "
-        running = start(*nstypes, program=f"{script}; echo become; {become} sh -c 'echo go; exec sleep infinity'")
-        while running.process.stdout.readline() != "go\n":
-            pass
-        while Path(f"/proc/{running.pid}/comm").read_text() != "sleep\n":  # its environment is another one then
-            os.sched_yield()
+        running = start(*nstypes, program=f"{script}; {become} /bin/sh -c 'echo go; exec /bin/sleep infinity'")
+        assert running.process.stdout.readline() == "go\n"
+        until_it_sleeps(running.pid)
         return running
 
     return begin_one
@@ -129,7 +133,8 @@ def test_the_environments_path_finds_the_program(begin, tmp_path):
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         nsjoin.run_in(target.pid, ["no-such-program"], env=TARGET)
     without = begin("user", "mnt", script="unset PATH")
-    assert output(without.pid, "env", env=TARGET, cwd="/").count("PATH=") == 0  # as os.defpath: /bin:/usr/bin
+    found = output(without.pid, "env", env=TARGET, cwd="/")  # in os.defpath: /bin:/usr/bin
+    assert not [line for line in found.splitlines() if line.startswith("PATH=")]
 
 
 def test_a_large_environment_comes_whole(start):
@@ -137,11 +142,37 @@ def test_a_large_environment_comes_whole(start):
     target = subprocess.Popen(["sh", "-c", "echo go; exec sleep infinity"], env=words, stdout=subprocess.PIPE)
     try:
         target.stdout.readline()
+        until_it_sleeps(target.pid)
         found = output(target.pid, "/usr/bin/env", env=TARGET, namespaces=())
         assert words.items() <= dict(line.partition("=")[::2] for line in found.splitlines()).items()
     finally:
         target.kill()
         target.communicate()
+
+
+def test_no_environment_at_all_is_one_too(begin):
+    target = begin("user", "mnt", script="cd /")
+    with nsjoin.spawn_in(target.pid, ["env", "-i", "/bin/sleep", "infinity"], stdin=subprocess.PIPE) as bare:
+        until_it_sleeps(bare.pid)
+        assert output(bare.pid, "/usr/bin/env", env=TARGET) == ""
+        bare.kill()
+
+
+def test_an_environment_that_goes_while_it_is_opened_is_read_again(begin, monkeypatch):
+    """execve(2) between our open and our read."""
+    target = begin("user", "mnt", script="export WORD=theirs")
+    opened = _like._open
+
+    def open_an_empty_one_first(process, name, flags, stack):
+        if name == "environ":
+            monkeypatch.setattr(_like, "_open", opened)
+            fd = os.memfd_create("empty")
+            stack.callback(os.close, fd)
+            return fd
+        return opened(process, name, flags, stack)
+
+    monkeypatch.setattr(_like, "_open", open_an_empty_one_first)
+    assert output(target.pid, "sh", "-c", "echo $WORD", env=TARGET) == "theirs\n"
 
 
 def test_env_and_cwd_may_be_given_by_position(begin):
