@@ -128,7 +128,7 @@ def test_the_environments_path_finds_the_program(begin, tmp_path):
     program.write_text("#!/bin/sh\necho found\n")
     program.chmod(0o755)
     tmp_path.chmod(0o755)
-    target = begin("user", "mnt", script=f"export PATH=/nowhere::/{'x' * 5000}:{tmp_path}:$PATH")
+    target = begin("user", "mnt", script=f"export PATH=/nowhere::/{'x' * 5000}:{tmp_path}:/bin")
     assert output(target.pid, "word", env=TARGET) == "found\n"
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         nsjoin.run_in(target.pid, ["no-such-program"], env=TARGET)
