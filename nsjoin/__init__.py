@@ -11,7 +11,7 @@ from ._enter import enter
 from ._namespace import Namespace, NamespaceId, unpin
 from ._run import run_in
 from ._spawn import Popen, spawn_in
-from ._target import TARGET, Target
+from ._target import TARGET, Target, translate_pid
 from ._unshare import unshare
 from .exceptions import (
     CallDiedError,
@@ -66,6 +66,7 @@ __all__ = [
     "iter_namespaces",
     "run_in",
     "spawn_in",
+    "translate_pid",
     "unpin",
     "unshare",
 ]

@@ -133,7 +133,7 @@ class Process:
         try:
             check_proc(self.words())
             if not self._exists():
-                raise self._gone("open")
+                raise self.gone("open")
         except BaseException:
             os.close(opened)
             raise
@@ -237,7 +237,8 @@ class Process:
         if self._pidfd < 0 and self._proc < 0:
             raise ValueError(f"this {type(self).__name__} is closed")
 
-    def _gone(self, step: str) -> NamespaceError:
+    def gone(self, step: str) -> NamespaceError:
+        """The error for this process having ended; ``step`` is what was under way."""
         return TargetGoneError(errno.ESRCH, step, target=self.words(), reason=self.gone_reason())
 
     def gone_reason(self) -> str | None:

@@ -106,6 +106,11 @@ int nsjoin_ioctl(int fd, unsigned long request)
     return result(syscall(SYS_ioctl, fd, request, 0)); /* the PIDFD_GET_* requests want a third argument of 0 */
 }
 
+int nsjoin_ioctl_value(int fd, unsigned long request, int value)
+{
+    return result(syscall(SYS_ioctl, fd, request, (long)value));
+}
+
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out)
 {
     return result(syscall(SYS_ioctl, fd, request, out));

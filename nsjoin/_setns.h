@@ -114,6 +114,7 @@ int nsjoin_block_signals(uint64_t *before);
 int nsjoin_restore_signals(const uint64_t *before);
 int nsjoin_prctl(int option, unsigned long value);
 int nsjoin_ioctl(int fd, unsigned long request);
+int nsjoin_ioctl_value(int fd, unsigned long request, int value);
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
 /* openat2(2) with RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */
 int nsjoin_openat2_in_root(int root, const char *path, int flags);

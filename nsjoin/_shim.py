@@ -29,6 +29,8 @@ _NS_GET_USERNS = 0xB701
 _NS_GET_PARENT = 0xB702
 _NS_GET_NSTYPE = 0xB703
 _NS_GET_OWNER_UID = 0xB704
+_NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11; these two take their argument by value
+_NS_GET_PID_IN_PIDNS = 0x8004B708
 _NS_MNT_GET_NEXT = 0x8010B70B  # Linux 6.12
 _NS_MNT_GET_PREV = 0x8010B70C
 _NS_GET_ID = 0x8008B70D  # Linux 6.18
@@ -164,6 +166,18 @@ def namespace_unique_id(fd: int) -> int | None:
         return None
     check(result)
     return int(number[0])
+
+
+def pid_from(fd: int, pid: int) -> int:
+    """What we call the process (or thread) that is ``pid`` in the PID namespace ``fd`` (NS_GET_PID_FROM_PIDNS,
+    Linux 6.11); ESRCH: it has none of that number, or we do not see it."""
+    return check(lib.nsjoin_ioctl_value(fd, _NS_GET_PID_FROM_PIDNS, pid))
+
+
+def pid_in(fd: int, pid: int) -> int:
+    """What the PID namespace ``fd`` calls our process ``pid`` (NS_GET_PID_IN_PIDNS, Linux 6.11); ESRCH: it does not
+    see it, or there is none."""
+    return check(lib.nsjoin_ioctl_value(fd, _NS_GET_PID_IN_PIDNS, pid))
 
 
 def next_mount_namespace(fd: int, *, previous: bool = False) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import enum
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Union
 
+from . import _translate
 from ._namespace import Namespace
 from ._nstype import NSTYPES, lookup
 from ._process import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Protocol, Self, TypeAlias
@@ -73,6 +75,52 @@ class Target(Process):
                 namespace.close()
             raise
         return opened
+
+    def pid_in(self, namespace: TargetLike | None) -> int:
+        """Return what a PID namespace calls this process: that of a target, as for ``translate_pid``.
+
+        TargetGoneError if it is not visible there, or has ended and been waited for.
+        """
+        with _pid_namespace(namespace) as opened:
+            number = _translate.pid_in(self.pid, opened)
+        if self.state() == "gone":
+            raise self.gone("translate")
+        return number
+
+
+def translate_pid(pid: int, from_: TargetLike | None = None, to: TargetLike | None = None) -> int:
+    """Return what the PID namespace ``to`` calls the process (or thread) that is ``pid`` in ``from_``.
+
+    Both are targets: a pid namespace, or a process that is in it; None is our own. TargetGoneError if there is no such
+    process, or ``to`` does not see it, or we do not. NS_GET_PID_FROM_PIDNS and NS_GET_PID_IN_PIDNS of ioctl_nsfs(2),
+    Linux 6.11; before that through /proc (Linux 4.11), where NamespacePermissionError means that it may not be read.
+    """
+    _check_pid(pid)
+    with _pid_namespace(from_) as source, _pid_namespace(to) as destination:
+        ours = _translate.pid_from(pid, source)
+        with Target.from_pid(ours) as pinned:
+            # it may have ended before it was pinned: then that number is another one's, or will be
+            if _translate.pid_from(pid, source) != ours:
+                raise pinned.gone("translate")
+            return _translate.pid_in(ours, destination)
+
+
+@contextmanager
+def _pid_namespace(target: TargetLike | None) -> Iterator[Namespace]:
+    """Open the PID namespace of ``target``, or our own; ValueError for namespaces of which none is a pid namespace."""
+    if target is None:
+        with Namespace.current("pid") as own:
+            yield own
+        return
+    with OpenTarget(check_target(target)) as opened:
+        if opened.process is not None:
+            with opened.process.namespace("pid") as namespace:
+                yield namespace
+            return
+        found = [namespace for namespace in opened.namespaces if namespace.nstype == "pid"]
+        if not found:
+            raise ValueError(f"{opened.words()} is no pid namespace")
+        yield found[0]
 
 
 def check_target(target: Any) -> Checked:

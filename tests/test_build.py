@@ -450,6 +450,7 @@ RANKS = (
     ("_shim", "_plan", "_capabilities"),
     ("_process", "_pack", "_transfer", "_guard", "_pin"),
     ("_namespace", "_accounts", "_launch", "_idmap"),
+    ("_translate",),
     ("_target", "_ownership", "_identity", "_cgroup", "_survey"),
     ("_reason", "_like", "_keywords", "discovery"),
     ("_enter", "_start", "_unshare"),

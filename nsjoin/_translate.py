@@ -1,0 +1,102 @@
+"""A process's numbers: what another PID namespace than ours calls it, and whom it means by a number."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _shim
+from ._namespace import Namespace
+from ._process import check_proc
+from .exceptions import NamespaceError, error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Way(NamedTuple):
+    """One direction: the ioctl; how it is found out without; what it means that there is no answer."""
+
+    ask: Callable[[int, int], int]
+    read: Callable[[int, Namespace], int | None]
+    reason: str
+
+
+def pid_from(pid: int, namespace: Namespace) -> int:
+    """What we call the process (or thread) that is ``pid`` in ``namespace``. TargetGoneError, NamespaceError."""
+    reason = "there is no such process in that PID namespace, or it is not visible in ours"
+    return _translate(_Way(_shim.pid_from, _read_from, reason), pid, namespace)
+
+
+def pid_in(pid: int, namespace: Namespace) -> int:
+    """What ``namespace`` calls the process (or thread) that is ``pid`` to us. TargetGoneError, NamespaceError."""
+    reason = "there is no such process, or it is not visible in that PID namespace"
+    return _translate(_Way(_shim.pid_in, _read_in, reason), pid, namespace)
+
+
+def _translate(way: _Way, pid: int, namespace: Namespace) -> int:
+    words = f"process {pid}, {namespace.words()}"
+    try:
+        found: int | None = way.ask(namespace.fileno(), pid)
+    except OverflowError:
+        found = None
+    except OSError as refused:
+        if refused.errno not in {*_shim.NO_SUCH_IOCTL, errno.ESRCH}:
+            raise error(NamespaceError, refused.errno or 0, "translate", target=words) from None
+        found = None if refused.errno == errno.ESRCH else way.read(pid, namespace)
+    if found is None:
+        raise error(NamespaceError, errno.ESRCH, "translate", target=words, reason=way.reason)
+    return found
+
+
+# --- before Linux 6.11: NSpid of /proc/PID/status (Linux 4.1), from our PID namespace down to its own -----
+
+
+def _read_in(pid: int, namespace: Namespace) -> int | None:
+    check_proc(f"process {pid}")
+    numbers = _numbers(pid)
+    if not numbers:
+        return None
+    with Namespace.from_pid(pid, "pid") as own:
+        return dict(zip(_chain(own), reversed(numbers))).get(namespace.id.ino)
+
+
+def _read_from(pid: int, namespace: Namespace) -> int | None:
+    check_proc(f"process {pid}")
+    depth = len(_chain(namespace)) - 1
+    for name in os.listdir("/proc"):
+        if name.isdigit() and _numbers(int(name))[depth : depth + 1] == [pid] and _is_below(int(name), namespace):
+            return int(name)
+    return None
+
+
+def _is_below(pid: int, namespace: Namespace) -> bool:
+    """Whether the process is in ``namespace`` or a descendant. NamespacePermissionError: it may not be asked."""
+    try:
+        with Namespace.from_pid(pid, "pid") as own:
+            return namespace.id.ino in _chain(own)
+    except ProcessLookupError:
+        return False
+
+
+def _chain(namespace: Namespace) -> list[int]:
+    """Inode numbers of a PID namespace and its ancestors up to our own, all of which exist as long as it does."""
+    numbers = [namespace.id.ino]
+    try:
+        with namespace.parent() as parent:
+            numbers += _chain(parent)
+    except PermissionError:  # the parent of ours is outside
+        pass
+    return numbers
+
+
+def _numbers(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"NSpid:"):
+                    return [int(number) for number in line.split()[1:]]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return []
