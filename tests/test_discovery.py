@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import re
 import resource
 import signal
 import socket
@@ -284,13 +286,9 @@ def test_a_descriptor_that_was_opened_through_a_bind_mount_is_one(start, tmp_pat
 
 def test_a_bind_mount_in_another_mount_namespace_keeps_it(start, tmp_path):
     path = tmp_path / "pin"
-    place = start(
-        "uts",
-        "mnt",
-        program=f"touch {path}; mount --bind /proc/self/ns/uts {path}; exec unshare -u sh -c 'echo; exec sleep inf'",
-    )
+    program = f"touch {path}; mount --bind /proc/self/ns/uts {path}; echo; exec unshare -u sleep infinity"
+    place = start("uts", "mnt", program=program)
     place.process.stdout.readline()
-    # what unshare(1) itself is in keeps it too, so it has to leave it as well: by its end, which ends nothing else
     with Namespace.from_pid(place.process.pid, "uts") as first:
         info = seen()[first.id.ino]
     assert info.paths == (f"/proc/{place.process.pid}/root{path}",)
@@ -625,3 +623,156 @@ def test_tree_of_what_is_there(start):
         assert above[inode(target.pid, "user")] == own["user"]
         pid_is_below = own["pid"] if by == "parent" else inode(target.pid, "user")
         assert above[inode(target.pid, "pid")] == pid_is_below
+
+
+# --- python -m nsjoin ls ---------------------------------------------------------------------------------------------
+
+
+def ls(*args, **keywords):
+    command = [sys.executable, "-m", "nsjoin", "ls", *args]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, **keywords)
+
+
+def cmdline(pid):
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read().split(b"\0")
+    return b"" if b"-c" in words else words[0]
+
+
+def line_of(done, number):
+    (line,) = [line for line in done.stdout.splitlines() if str(number) in line.split()[0]]
+    return line
+
+
+def test_ls_prints_a_table_like_lsns(start):
+    target = start("uts", "pid", program="exec sleep 4711")
+    done = ls()
+    assert done.returncode == 0
+    heading, *lines = done.stdout.splitlines()
+    assert heading.split() == ["NS", "TYPE", "NPROCS", "PID", "USER", "COMMAND"]
+    assert [line.split()[0] for line in lines] == sorted(line.split()[0] for line in lines)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    line = line_of(done, inode(target.pid, "pid"))
+    assert line.split() == [str(inode(target.pid, "pid")), "pid", "1", str(target.pid), user, "sleep", "4711"]
+    assert line.index("sleep") == heading.index("COMMAND")
+    assert line.index(str(target.pid)) + len(str(target.pid)) == heading.index("PID") + len("PID")
+    assert line_of(done, inode(target.pid, "uts")).split()[1:4] == ["uts", "2", str(target.process.pid)]
+
+
+def test_ls_of_some_types_prints_these(start):
+    target = start("uts", "pid")
+    done = ls("uts", "pid")
+    assert {line.split()[1] for line in done.stdout.splitlines()[1:]} == {"uts", "pid"}
+    assert line_of(done, inode(target.pid, "uts"))
+    wrong = ls("net", "nett")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "unknown namespace type 'nett'" in wrong.stderr
+
+
+def test_ls_says_what_keeps_a_namespace_without_processes(start):
+    target = start("uts")
+    with Namespace.from_pid(target.pid, "uts") as held, ExitStack() as stack:
+        target.end()
+        assert line_of(ls(), held.id.ino).endswith(f"[descriptor {held.fileno()} of {os.getpid()}]")
+        more = [stack.enter_context(Namespace.from_fd(held.fileno())) for _ in range(2)]
+        first, second, _ = sorted((held.fileno(), *(one.fileno() for one in more)))
+        words = f"[descriptor {first} of {os.getpid()}, descriptor {second} of {os.getpid()}, 1 more]"
+        assert line_of(ls(), held.id.ino).endswith(words)
+
+
+@requires_root
+def test_ls_names_bind_mounts(start, tmp_path):
+    target = start("uts")
+    with pinned(f"/proc/{target.pid}/ns/uts", tmp_path / "blue"):
+        number = (tmp_path / "blue").stat().st_ino
+        target.end()
+        assert f"[{tmp_path / 'blue'}" in line_of(ls(), number)
+
+
+@requires_program("lsns")
+def test_ls_json_has_what_lsns_json_has_and_more(start):
+    target = start("uts", "net", "pid")
+    entries = {entry["ns"]: entry for entry in json.loads(ls("--json").stdout)["namespaces"]}
+    theirs = lsns()
+    for nstype in target.nstypes:
+        ours, other = entries[inode(target.pid, nstype)], theirs[inode(target.pid, nstype)]
+        other.pop("children", None)
+        other.pop("netnsid", None)
+        other.pop("nsfs", None)
+        assert {key: ours[key] for key in other} == other
+    with Namespace.from_pid(target.pid, "pid") as namespace:
+        entry = entries[namespace.id.ino]
+        assert entry["id"] == namespace.id.unique
+    assert (entry["owner"], entry["owner_uid"]) == (inode(target.pid, "user"), os.geteuid())
+    assert (entry["parent"], entry["for_children"]) == (inode("self", "pid"), [target.process.pid])
+    assert entries[inode(target.pid, "uts")]["parent"] is None
+
+
+def test_ls_json_tells_descriptors_without_a_process(start):
+    target = start("uts")
+    with Namespace.from_pid(target.pid, "uts") as held:
+        target.end()
+        (entry,) = [one for one in json.loads(ls("--json").stdout)["namespaces"] if one["ns"] == held.id.ino]
+        assert entry["descriptors"] == [{"pid": os.getpid(), "fd": held.fileno()}]
+    assert (entry["nprocs"], entry["pid"], entry["user"], entry["command"]) == (0, None, None, None)
+
+
+def test_ls_tree_draws_branches(start):
+    target = start("pid")
+    lines = ls("--tree", "pid").stdout.splitlines()
+    (ours,) = [line for line in lines if str(inode("self", "pid")) in line]
+    (below,) = [line for line in lines if str(inode(target.pid, "pid")) in line]
+    assert ours.startswith(str(inode("self", "pid")))
+    assert below.startswith(("├─", "└─"))
+    assert {line.split()[1] for line in lines[1:]} == {"pid"}
+    roots = json.loads(ls("--tree", "--json", "pid").stdout)["namespaces"]
+    (root,) = [entry for entry in roots if entry["ns"] == inode("self", "pid")]
+    assert inode(target.pid, "pid") in {entry["ns"] for entry in root["children"]}
+
+
+def test_ls_tree_by_owner_keeps_the_user_namespaces_that_lead_there(start):
+    target = start("user", "net")
+    roots = json.loads(ls("--tree", "--by", "owner", "--json", "net").stdout)["namespaces"]
+    (root,) = [entry for entry in roots if entry["ns"] == inode("self", "user")]
+    (user,) = [entry for entry in root["children"] if entry["ns"] == inode(target.pid, "user")]
+    assert [entry["ns"] for entry in user["children"]] == [inode(target.pid, "net")]
+    assert {entry["type"] for entry in flat(roots)} == {"user", "net"}
+
+
+def test_ls_lets_no_control_characters_through(start):
+    target = start("pid", program='exec python3 -c \'import os; os.execvp("sleep", ["x\\33red\\udcff", "inf"])\'')
+    while b"red" not in cmdline(target.pid):
+        os.sched_yield()
+    done = ls("pid")
+    assert line_of(done, inode(target.pid, "pid")).endswith(" x?red? inf")
+    (entry,) = [one for one in json.loads(ls("--json").stdout)["namespaces"] if one["pid"] == target.pid]
+    assert entry["command"] == "x\33red\udcff inf"
+
+
+def test_ls_into_a_closed_pipe_is_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "nsjoin", "ls"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(write)
+    assert done.returncode == 0
+    assert "Error" not in done.stderr
+
+
+def test_a_command_is_needed():
+    done = subprocess.run([sys.executable, "-m", "nsjoin"], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "COMMAND" in done.stderr
+
+
+@requires_root
+def test_ls_tells_what_an_ordinary_user_may_not_see(capfd):
+    from nsjoin.__main__ import main
+
+    assert in_child(lambda: main(["ls", "user"]), become_nobody) == 0
+    printed = capfd.readouterr()
+    assert re.search(r"^nsjoin: may not look into \d+ processes \(ptrace\(2\)\)", printed.err, re.MULTILINE)
+    assert printed.out.startswith("NS ")
