@@ -24,7 +24,6 @@ _NSFS_LINE = re.compile(rb"^\d+ \d+ \S+ ([a-z]+:\[\d+\]) (\S+) .*? - nsfs ", re.
 _OWN_PROC_LINE = re.compile(rb"^\d+ \d+ \S+ / /proc .*? - proc \S+ (\S+)$", re.MULTILINE)
 #: Not a matter of what is looked at
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_FOR_THE_CALLER = (*_EXHAUSTED, errno.EACCES, errno.EPERM)
 _HIDING = frozenset({b"hidepid=2", b"hidepid=4", b"hidepid=invisible", b"hidepid=ptraceable"})
 
 #: A process, or a thread, that ended while we looked
@@ -103,8 +102,9 @@ class Survey:
 
     def run(self) -> None:
         try:
-            for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
-                self._process(pid)
+            for name in os.listdir("/proc"):  # pids ascending
+                if name.isdigit():
+                    self._process(int(name))
             self._all_mount_namespaces()
             self._mountinfo()
             for number, net in self._tables:
@@ -155,10 +155,7 @@ class Survey:
         seen = self.seen.get(text)
         if seen is not None and seen.opened:
             return seen
-        try:
-            return self._open(path, directory)
-        except PermissionError:
-            return self._unopened(text) if text.endswith("]") else None
+        return self._open(path, directory)
 
     def _unopened(self, text: str) -> Seen:
         """A namespace of which the link's text is all that is known."""
@@ -179,7 +176,7 @@ class Survey:
         except KeyError:  # a type that a newer kernel has
             return None
         except OSError as refused:
-            if refused.errno in _FOR_THE_CALLER:
+            if refused.errno in _EXHAUSTED:
                 raise
             return None
 

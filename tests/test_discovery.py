@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -332,6 +333,8 @@ def test_a_mount_namespace_that_nothing_visible_keeps_is_found(start):
         target.end()
         info = seen()[number]
         assert info[5:] == ((), (), (), (), (), ())
+        # and by who is in one that was made later: the list goes both ways
+        assert nsjoin.call_in(start("mnt").pid, seen, namespaces=("mnt",))[number] == info
         with pytest.raises(NamespaceNotFoundError, match="nothing that kept it"):
             info.open()
     assert number not in seen()
@@ -441,6 +444,20 @@ def test_of_a_bind_mount_below_another_mount_the_namespace_is_not_mistaken(start
     assert found[inode("self", "net")].paths[0] == str(path)
 
 
+@requires_root
+def test_what_lies_on_a_bind_mount_is_not_opened(start, tmp_path):
+    target = start("uts")
+    path, fifo = tmp_path / "blue", tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pinned(f"/proc/{target.pid}/ns/uts", path):
+        number = path.stat().st_ino
+        with pinned(fifo, path):
+            target.end()
+            # opening a FIFO waits for who writes: SIGALRM ends that child
+            info = in_child(lambda: signal.alarm(10) or seen()[number])
+    assert (info.paths[0], info.id.unique) == (str(path), None)
+
+
 def test_the_descriptors_that_the_look_itself_needs_are_not_listed(start):
     start(*ALL)
     assert not [
@@ -483,7 +500,7 @@ def test_the_pids_of_another_proc_are_refused(start):
     target = start("pid")
     with pytest.raises(NamespaceError, match="belongs to another PID namespace") as caught:
         nsjoin.call_in(target.pid, iter_namespaces)
-    assert caught.value.errno == 18  # EXDEV
+    assert caught.value.errno == errno.EXDEV
 
 
 def test_without_proc_it_says_so(start):
@@ -518,6 +535,24 @@ def test_a_process_that_ends_while_it_is_looked_at_is_no_error(start, monkeypatc
     assert target.pid not in found.refused
     assert after == 10 or not any(target.pid in info.pids for info in infos if info.nstype == "net")
     assert number in {info.id.ino for info in infos} or after != 10
+
+
+def test_a_process_that_is_gone_is_not_counted_as_refused(start, monkeypatch):
+    target = start("uts")
+    readlink = os.readlink
+
+    def refuse(path, *, dir_fd=None):
+        """What the kernel answers if the process ends between the search for the link and the look at it."""
+        if dir_fd is not None and readlink(f"/proc/self/fd/{dir_fd}") == f"/proc/{target.pid}":
+            target.end()
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return readlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "readlink", refuse)
+    found = iter_namespaces()
+    monkeypatch.undo()
+    assert target.process.returncode is not None
+    assert target.pid not in found.refused
 
 
 def test_a_process_that_has_gone_before_its_turn_is_no_error(monkeypatch):
