@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._nstype import BY_NAME
 from .discovery import NamespaceInfo, Tree, iter_namespaces, tree
+from .exceptions import NamespaceError
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +42,11 @@ def run(given: argparse.Namespace) -> int:
         if nstype not in BY_NAME:
             given.parser.error(f"unknown namespace type {nstype!r}: one of {', '.join(BY_NAME)}")
     nstypes = frozenset(given.nstypes or BY_NAME)
-    found = iter_namespaces()
+    try:
+        found = iter_namespaces()
+    except NamespaceError as refused:
+        print(f"nsjoin: {refused}", file=sys.stderr)
+        return 1
     namespaces = list(found)
     roots = tree(namespaces, by=given.by) if given.tree else tuple(Tree(info, ()) for info in namespaces)
     roots = tuple(_pruned(roots, nstypes))

@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from . import _shim
+from . import _procfs, _shim
 from ._namespace import NamespaceId
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES
 from ._process import Process
@@ -21,7 +21,7 @@ _READ = os.O_RDONLY | os.O_CLOEXEC
 _DIRECTORY = _READ | os.O_DIRECTORY
 #: One line of mountinfo, proc(5), that is a namespace: its root (the link's text), the place, its options.
 _NSFS_LINE = re.compile(rb"^\d+ \d+ \S+ ([a-z]+:\[\d+\]) (\S+) .*? - nsfs ", re.MULTILINE)
-_OWN_PROC_LINE = re.compile(rb"^\d+ \d+ \S+ / /proc .*? - proc \S+ (\S+)$", re.MULTILINE)
+_PROC_LINE = re.compile(rb"^\d+ \d+ (\S+) .*? - proc \S+ (\S+)$", re.MULTILINE)
 #: Not a matter of what is looked at
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _HIDING = frozenset({b"hidepid=2", b"hidepid=4", b"hidepid=invisible", b"hidepid=ptraceable"})
@@ -77,9 +77,11 @@ class Survey:
         self.refused_sockets = 0
         self.hidden = False
         self._held: set[int] = set()
+        self._proc = -1
+        self._device = -1  # nsfs
         # half of the descriptors are left to the program; beyond that, a namespace is only asked, not held
         self._hold_below = os.sysconf("SC_OPEN_MAX") // 2
-        have = os.listdir("/proc/thread-self/ns")
+        have = _procfs.names("thread-self/ns")
         rows = [row for row in NSTYPES if row.name in have]
         #: the links to read, and for those of children which link their own namespace is
         self._names = [f"ns/{row.name}" for row in rows]
@@ -91,26 +93,28 @@ class Survey:
         self._nothing = [""] * len(self._names)
         self._mnt = self._names.index("ns/mnt")
         self._net = self._names.index("ns/net") if "net" in have else None
-        self._own_mnt = os.readlink("/proc/thread-self/ns/mnt")
-        self._device = os.stat("/proc/thread-self/ns/mnt").st_dev
+        self._own_mnt = _procfs.read_link("thread-self/ns/mnt")
         #: whose descriptors to read, and the net namespace that they are in
         self._tables: list[tuple[int, str]] = []
-        #: the bind mounts, as pairs of link's text and path; and the paths as their mount namespaces have them
-        self._mounts: list[tuple[str, str]] = []
+        #: the bind mounts: the link's text, whose root in /proc ("" for ours), the path below it; and all such paths
+        self._mounts: list[tuple[str, str, str]] = []
         self._places = {"/"}  # what the link of a descriptor says whose mount is gone
         self._nets_of_sockets: dict[str, Seen | None] = {}
 
     def run(self) -> None:
+        self._proc = _procfs.open_file(".", os.O_RDONLY | os.O_DIRECTORY)
+        self._held.add(self._proc)
         try:
-            for name in os.listdir("/proc"):  # pids ascending
+            self._device = os.stat("thread-self/ns/mnt", dir_fd=self._proc).st_dev
+            for name in os.listdir(self._proc):  # pids ascending
                 if name.isdigit():
                     self._process(int(name))
             self._all_mount_namespaces()
             self._mountinfo()
             for number, net in self._tables:
                 self._descriptors(number, net)
-            for text, path in self._mounts:
-                self._mount(text, path)
+            for text, root, place in self._mounts:
+                self._mount(text, root, place)
         finally:
             for fd in self._held:
                 os.close(fd)
@@ -187,7 +191,7 @@ class Survey:
         try:
             if os.fstat(at).st_dev != self._device:
                 return None
-            return os.open(f"/proc/thread-self/fd/{at}", _READ)
+            return os.open(f"thread-self/fd/{at}", _READ, dir_fd=self._proc)
         finally:
             os.close(at)
 
@@ -196,7 +200,7 @@ class Survey:
     def _process(self, pid: int) -> None:
         """What /proc/PID has to say; while its directory is open, no other process can answer for this one."""
         try:
-            proc = os.open(f"/proc/{pid}", _DIRECTORY)
+            proc = os.open(str(pid), _DIRECTORY, dir_fd=self._proc)
         except PermissionError:  # hidepid=1
             self.refused.append(pid)
             return
@@ -297,64 +301,78 @@ class Survey:
         for text, seen in self.seen.items():
             if seen.nstype == "mnt" and seen is not own:
                 others.append((text, [*seen.pids, *(tid for _, tid in seen.threads)]))
-        with open("/proc/thread-self/mountinfo", "rb") as file:
-            lines = file.read()
+        lines = self._read("thread-self/mountinfo")
         self._nsfs_mounts(lines, "")
-        self.hidden = _is_hiding(lines)
+        self.hidden = _is_hiding(lines, os.fstat(self._proc).st_dev)
         for text, members in others:
             for number in members:
                 try:
-                    with open(f"/proc/{number}/mountinfo", "rb") as file:
-                        lines = file.read()
-                    if os.readlink(f"/proc/{number}/ns/mnt") != text:
+                    lines = self._read(f"{number}/mountinfo")
+                    if os.readlink(f"{number}/ns/mnt", dir_fd=self._proc) != text:
                         continue  # it has left, or its pid is another process's by now
                 except OSError:
                     continue
-                self._nsfs_mounts(lines, f"/proc/{number}/root")
+                self._nsfs_mounts(lines, f"{number}/root")
                 break
+
+    def _read(self, path: str) -> bytes:
+        with open(os.open(path, _READ, dir_fd=self._proc), "rb") as file:
+            return file.read()
 
     def _nsfs_mounts(self, lines: bytes, root: str) -> None:
         for found in _NSFS_LINE.finditer(lines):
             place = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda escape: bytes([int(escape[1], 8)]), found[2]))
             self._places.add(place)
-            self._mounts.append((found[1].decode(), root + place))
+            self._mounts.append((found[1].decode(), root, place))
 
-    def _mount(self, text: str, path: str) -> None:
+    def _mount(self, text: str, root: str, place: str) -> None:
         """Note a bind mount, also one that cannot be opened: it is below another mount, or not ours to reach."""
         if text.partition(":")[0] not in BY_NAME:
             return
-        self._meet(text, path)
+        self._meet(text, root + place, self._proc if root else None)
         seen = self._unopened(text)
+        path = f"/proc/{root}{place}" if root else place
         if path not in seen.paths:
             seen.paths.append(path)
 
     # --- descriptors
 
     def _descriptors(self, number: int, net: str) -> None:
-        folder = f"/proc/{number}/fd"
+        try:
+            folder = os.open(f"{number}/fd", _DIRECTORY, dir_fd=self._proc)
+        except _GONE:
+            return
+        except PermissionError:  # looking into it was permitted a moment ago: it has become another program
+            self.refused.append(number)
+            return
+        try:
+            sockets = self._namespaces_in(folder, number)
+        finally:
+            os.close(folder)
+        if sockets:
+            self._sockets(number, sockets, net)
+
+    def _namespaces_in(self, folder: int, number: int) -> list[tuple[int, str]]:
+        """Note descriptors that are namespaces, and return those that are sockets."""
         sockets = []
         try:
             for name in os.listdir(folder):
                 try:
-                    text = os.readlink(f"{folder}/{name}")
-                except _GONE:
+                    text = os.readlink(name, dir_fd=folder)
+                except FileNotFoundError:
                     continue
                 if text.startswith("socket:"):
                     sockets.append((int(name), text))
                 elif text in self._places or text.partition(":[")[0] in BY_NAME:
-                    self._descriptor(number, int(name), text)
-        except PermissionError:
-            if number not in self.refused and os.path.exists(folder):
-                self.refused.append(number)
-        except _GONE:
+                    self._descriptor(number, int(name), text, folder)
+        except (ProcessLookupError, PermissionError):  # it has ended: a link that was just found says EACCES then
             pass
-        if sockets:
-            self._sockets(number, sockets, net)
+        return sockets
 
-    def _descriptor(self, number: int, fd: int, text: str) -> None:
+    def _descriptor(self, number: int, fd: int, text: str, folder: int) -> None:
         if number == os.getpid() and fd in self._held:
             return
-        seen = self._meet(text, f"/proc/{number}/fd/{fd}")
+        seen = self._meet(text, str(fd), folder)
         if seen is not None:
             seen.descriptors.append((number, fd))
 
@@ -378,10 +396,11 @@ class Survey:
         return None
 
 
-def _is_hiding(mountinfo: bytes) -> bool:
-    """Whether /proc leaves out what we may not look into."""
-    options = [line[1] for line in _OWN_PROC_LINE.finditer(mountinfo)]
-    return bool(options) and not _HIDING.isdisjoint(options[-1].split(b",")) and not _shim.is_admin()
+def _is_hiding(mountinfo: bytes, device: int) -> bool:
+    """Whether the /proc of that device leaves out what we may not look into."""
+    number = f"{os.major(device)}:{os.minor(device)}".encode()
+    options = [line[2].split(b",") for line in _PROC_LINE.finditer(mountinfo) if line[1] == number]
+    return any(not _HIDING.isdisjoint(words) for words in options) and not _shim.is_admin()
 
 
 def _if_told(ask: Callable[[int], int], fd: int) -> int | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _shim
+from . import _procfs, _shim
 from ._namespace import Namespace
 from ._process import check_proc
 from .exceptions import NamespaceError, error
@@ -65,19 +65,21 @@ def _read_in(pid: int, namespace: Namespace) -> int | None:
 def _read_from(pid: int, namespace: Namespace) -> int | None:
     check_proc(f"process {pid}")
     depth = len(_chain(namespace)) - 1
-    for name in os.listdir("/proc"):
-        if name.isdigit() and _numbers(int(name))[depth : depth + 1] == [pid] and _is_below(int(name), namespace):
-            return int(name)
+    refused: PermissionError | None = None
+    for name in _procfs.names("."):
+        if not name.isdigit() or _numbers(int(name))[depth : depth + 1] != [pid]:
+            continue
+        try:
+            with Namespace.from_pid(int(name), "pid") as own:
+                if namespace.id.ino in _chain(own):
+                    return int(name)
+        except ProcessLookupError:
+            pass
+        except PermissionError as why:  # perhaps another one is it
+            refused = why
+    if refused is not None:
+        raise refused
     return None
-
-
-def _is_below(pid: int, namespace: Namespace) -> bool:
-    """Whether the process is in ``namespace`` or a descendant. NamespacePermissionError: it may not be asked."""
-    try:
-        with Namespace.from_pid(pid, "pid") as own:
-            return namespace.id.ino in _chain(own)
-    except ProcessLookupError:
-        return False
 
 
 def _chain(namespace: Namespace) -> list[int]:
@@ -93,10 +95,8 @@ def _chain(namespace: Namespace) -> list[int]:
 
 def _numbers(pid: int) -> list[int]:
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"NSpid:"):
-                    return [int(number) for number in line.split()[1:]]
+        status = _procfs.read(f"{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
-        pass
-    return []
+        return []
+    found = re.search(r"^NSpid:(.*)$", status, re.MULTILINE)
+    return [int(number) for number in found[1].split()] if found else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,10 +61,9 @@ class NamespaceInfo(NamedTuple):
         raise NamespaceNotFoundError(errno.ENOENT, "open", target=words, reason="nothing that kept it has it any more")
 
     def _ways(self) -> Iterator[Callable[[], Namespace]]:
-        ids = [*self.pids, *(tid for _, tid in self.threads)]
-        paths = [f"/proc/{number}/ns/{self.nstype}" for number in ids]
-        paths += [f"/proc/{number}/fd/{fd}" for number, fd in self.descriptors]
-        for path in (*paths, *self.paths):
+        for number in (*self.pids, *(tid for _, tid in self.threads)):
+            yield partial(Namespace.from_pid, number, self.nstype)
+        for path in (*(f"/proc/{number}/fd/{fd}" for number, fd in self.descriptors), *self.paths):
             yield partial(Namespace.from_path, path)
         for number in self.for_children:
             yield partial(Namespace.from_pid, number, self.nstype, for_children=True)
@@ -109,7 +107,7 @@ def iter_namespaces() -> NamespaceIterator:
     try:
         check_proc(link=os.readlink("/proc/self"))
     except FileNotFoundError as missing:
-        raise NamespaceNotFoundError(missing.errno or 0, "open /proc", reason=_why_no_proc()) from None
+        raise NamespaceNotFoundError(missing.errno or 0, "open /proc", reason="/proc is not mounted here") from None
     survey = _survey.Survey()
     survey.run()
     found = sorted((_info(seen) for seen in survey.seen.values()), key=lambda info: info.id.ino)
@@ -130,12 +128,6 @@ def _info(seen: _survey.Seen) -> NamespaceInfo:
         tuple(seen.descriptors),
         tuple(seen.sockets),
     )
-
-
-def _why_no_proc() -> str:
-    if os.path.lexists("/proc/self"):
-        return "the /proc that is mounted here belongs to a PID namespace that this process is not in"
-    return "/proc is not mounted here"
 
 
 class Tree(NamedTuple):
