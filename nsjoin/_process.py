@@ -318,10 +318,9 @@ def _open_own_proc(pid: int) -> int:
     return fd
 
 
-def check_proc(words: str | None = None, link: str | None = None) -> None:
-    """Raise NamespaceError (EXDEV) if /proc has other pids than those this process knows. ``words``: the target;
-    ``link``: what its ``self`` says, if it is not our own /proc."""
-    if (link or _procfs.read_link("self")) != str(os.getpid()):
+def check_proc(words: str | None = None) -> None:
+    """Raise NamespaceError (EXDEV) if /proc has other pids than those this process knows. ``words``: the target."""
+    if _procfs.read_link("self") != str(os.getpid()):
         raise error(
             NamespaceError,
             errno.EXDEV,

@@ -105,7 +105,7 @@ def iter_namespaces() -> NamespaceIterator:
     namespaces without a process.
     """
     try:
-        check_proc(link=os.readlink("/proc/self"))
+        check_proc()
     except FileNotFoundError as missing:
         raise NamespaceNotFoundError(missing.errno or 0, "open /proc", reason="/proc is not mounted here") from None
     survey = _survey.Survey()
