@@ -53,7 +53,7 @@ def resolve(ids: Ids, process: Process | None, *, joins_user: bool) -> Ids:
     known by a descriptor only. JoinError for an id of the target that is not mapped there."""
     if ids.theirs is not None and process is not None:
         ids = _taken(ids, process, joins_user)
-    return _completed(ids, process) if joins_user else ids
+    return _completed(ids, process) if joins_user and not ids.keep else ids
 
 
 def _taken(ids: Ids, process: Process, joins_user: bool) -> Ids:

@@ -27,7 +27,8 @@ class RunKeywords(TypedDict, total=False):
     executable: StrOrBytesPath | None
     close_fds: bool
     shell: bool
-    cwd: StrOrBytesPath | AsTheTarget | None
+    cwd: StrOrBytesPath | int | AsTheTarget | None
+    root: StrOrBytesPath | int | AsTheTarget | None
     env: Env | AsTheTarget | None
     restore_signals: bool
     start_new_session: bool
@@ -40,6 +41,7 @@ class RunKeywords(TypedDict, total=False):
     process_group: int | None
     unshare: Iterable[str]
     like_target: bool
+    preserve_credentials: bool
     cgroup: str | os.PathLike[str] | AsTheTarget | None
     capabilities: Iterable[str] | AsTheTarget | None
     no_new_privs: bool | AsTheTarget | None

@@ -92,7 +92,7 @@ class Theirs(NamedTuple):
 class Ids(NamedTuple):
     """Who the program runs as: real, effective and saved ids; None: unchanged. ``try_``: one that is not mapped is no
     error. ``groups_first``: the groups are ids of the caller's user namespace, and set before the joins. ``theirs`` is
-    what they are to be made from (_identity)."""
+    what they are to be made from (_identity). ``keep``: a user namespace that is joined makes nobody root of it."""
 
     uid: tuple[int, int, int] | None = None
     gid: tuple[int, int, int] | None = None
@@ -102,6 +102,7 @@ class Ids(NamedTuple):
     try_gid: bool = False
     groups_first: bool = False
     theirs: Theirs | None = None
+    keep: bool = False
 
 
 _UNCHANGED = Ids()
@@ -111,12 +112,14 @@ class Attributes(NamedTuple):
     """What the program gets besides its namespaces and ids. Descriptors are -1, the rest None or empty: unchanged.
 
     ``environ`` is a /proc/PID/environ to read instead of ``Job.env``, or with ``environ_inside`` a /proc/PID, whose
-    environ is opened when all is joined; ``cwd`` is a directory instead of ``Job.cwd``.
+    environ is opened when all is joined; ``cwd`` is a directory instead of ``Job.cwd``, ``root``
+    one instead of the target's (_start makes it ``Job.root``).
     ``capabilities`` are the sets inheritable, permitted, effective, bounding, ambient as bits.
     """
 
     environ: int = -1
     cwd: int = -1
+    root: int = -1
     cgroups: Sequence[Cgroup] = ()
     capabilities: tuple[int, int, int, int, int] | None = None
     no_new_privs: bool = False

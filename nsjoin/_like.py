@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: The keywords that ``like_target=True`` sets to TARGET where nothing else is said.
 _KEYWORDS = ("cgroup", "capabilities", "no_new_privs", "oom_score_adj", "lsm_label")
 _IDS = ("user", "group", "extra_groups")
+#: TARGET, or a directory of the caller's, which is opened before anything is joined.
+_DIRECTORIES = ("cwd", "root")
 #: Of struct nsjoin_plan, and in Attributes.capabilities.
 _SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
@@ -41,12 +43,14 @@ class Choice(NamedTuple):
     oom_score_adj: Any = None
     lsm_label: Any = None
     env: bool = False
-    cwd: bool = False
+    cwd: Any = None
+    root: Any = None
     whole: bool = False
 
     def of_target(self) -> list[str]:
         """The keywords that need a process to take after."""
-        named = [name for name in ("env", "cwd") if getattr(self, name)]
+        named = ["env"] if self.env else []
+        named += [name for name in _DIRECTORIES if getattr(self, name) is TARGET]
         return [*named, *sorted(self.ids), *[name for name in _KEYWORDS if getattr(self, name) is TARGET]]
 
 
@@ -66,9 +70,22 @@ def choose(keywords: dict[str, Any], *, like_target: bool) -> Choice | None:
         value = keywords.pop(name, None)
         value = default if value is None else value
         values[name] = value if value is None or value is TARGET else _CHECKS[name](value)
-    if not ids and all(value is None for value in values.values()):
+    root = keywords.pop("root", None)
+    if root is not None and not is_directory(root):
+        raise TypeError(f"root is a path, the descriptor of a directory or TARGET, not {type(root).__name__}")
+    if not ids and root is None and all(value is None for value in values.values()):
         return None
-    return Choice(frozenset(ids), **values, whole=like_target)
+    return Choice(frozenset(ids), **values, root=root, whole=like_target)
+
+
+def is_descriptor(value: Any) -> bool:
+    """Whether it is an int, as os.chdir and os.listdir take one."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_directory(value: Any) -> bool:
+    """Whether it may name a directory of the caller's or the target's."""
+    return value is TARGET or is_descriptor(value) or isinstance(value, (str, bytes, os.PathLike))
 
 
 # --- explicit values ----------------------------------------------------------------------------------------
@@ -123,7 +140,11 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 def read(
     choice: Choice, process: Process | None, wanted: tuple[NsType, ...] | None, stack: ExitStack
 ) -> tuple[Attributes, Theirs | None]:
-    """What ``choice`` means for ``process``; descriptors are open in ``stack``. ValueError, NamespaceError."""
+    """What ``choice`` means for ``process``; descriptors are open in ``stack``.
+
+    ValueError, NamespaceError; OSError for a directory of the caller's.
+    """
+    choice = choice._replace(**{name: _ours(getattr(choice, name), stack) for name in _DIRECTORIES})
     if process is None:
         if choice.of_target():
             raise ValueError(f"TARGET for {', '.join(choice.of_target())} needs a target that is a process")
@@ -172,7 +193,8 @@ def _three(line: str) -> tuple[int, int, int]:
 
 def _attributes(choice: Choice, process: Any, status: Mapping[str, str], stack: ExitStack) -> Attributes:
     return Attributes(
-        cwd=_open(process, "cwd", _shim.O_PATH | os.O_DIRECTORY, stack) if choice.cwd else -1,
+        cwd=_directory(choice.cwd, process, "cwd", stack),
+        root=_directory(choice.root, process, "root", stack),
         cgroups=_cgroups(choice.cgroup, process, stack),
         capabilities=_capability_sets(choice.capabilities, status),
         no_new_privs=_no_new_privs(choice.no_new_privs, process, status),
@@ -194,6 +216,23 @@ def _with_environment(
             raise
     directory = _open(process, ".", _shim.O_PATH | os.O_DIRECTORY, stack)
     return attributes._replace(environ=directory, environ_inside=True)
+
+
+def _ours(chosen: Any, stack: ExitStack) -> Any:
+    """A directory of the caller's by a descriptor of ours: what it is called may mean another one inside."""
+    if chosen is None or chosen is TARGET:
+        return chosen
+    flags = _shim.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(".", flags, dir_fd=chosen) if is_descriptor(chosen) else os.open(chosen, flags)
+    fd = _shim.above_stdio(fd)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _directory(chosen: Any, process: Any, name: str, stack: ExitStack) -> int:
+    if chosen is TARGET:
+        return _open(process, name, _shim.O_PATH | os.O_DIRECTORY, stack)
+    return -1 if chosen is None else int(chosen)
 
 
 def _open(process: Process, name: str, flags: int, stack: ExitStack) -> int:

@@ -119,7 +119,12 @@ class Popen(subprocess.Popen[AnyStr]):
     The process is a direct child of ours, ``pid`` is its number as we see it, ``returncode`` its own. With mnt joined,
     its root is the target's, ``cwd`` and ``args[0]`` are looked up there, and ``cwd=None`` is ``/``. With user joined
     it runs as uid and gid 0 of that namespace where those are mapped, without supplementary groups where the kernel
-    allows dropping them, unless ``user``, ``group`` or ``extra_groups`` say otherwise.
+    allows dropping them, unless ``user``, ``group`` or ``extra_groups`` say otherwise; ``preserve_credentials=True``
+    leaves all of them as they are, with the capabilities that execve(2) leaves to such a user there.
+
+    ``root`` is another root directory: TARGET for the target's, also without mnt, or a directory of the caller's by its
+    path or an open descriptor; it is opened before anything is joined, and needs CAP_SYS_CHROOT. ``cwd`` may be a
+    descriptor too. A working directory that is not below the root is refused (JoinError, EXDEV).
 
     Wait for it: as long as it is a zombie, a PID namespace whose init has ended does not go away (pid_namespaces(7)).
 
@@ -133,6 +138,7 @@ class Popen(subprocess.Popen[AnyStr]):
     _unshare: int
     _wanted: tuple[NsType, ...] | None
     _fork: bool
+    _preserve_credentials: bool
     _deadline: float | None
     _new_group: bool
     _status_is_lost = False
@@ -223,6 +229,7 @@ class Popen(subprocess.Popen[AnyStr]):
         fork: bool = True,
         unshare: Iterable[str] = (),
         like_target: bool = False,
+        preserve_credentials: bool = False,
         _deadline: float | None = None,
         _new_group: bool = False,
         **keywords: Any,
@@ -237,6 +244,7 @@ class Popen(subprocess.Popen[AnyStr]):
         self._checked_target = check_target(target)
         self._wanted = None if namespaces is None else select(namespaces)
         self._fork = fork
+        self._preserve_credentials = preserve_credentials
         self._unshare = _new_types(unshare)
         if self._unshare & PID.flag and self._wanted is not None and PID in self._wanted:
             raise ValueError("the kernel makes no new PID namespace within one that is joined: name pid only once")
@@ -265,6 +273,7 @@ class Popen(subprocess.Popen[AnyStr]):
             if fd >= 0:
                 os.get_inheritable(fd)  # EBADF now: a descriptor that we open could get that number
         job.unshare = self._unshare
+        job.ids = job.ids._replace(keep=self._preserve_credentials)
         if self._new_group and not job.new_session:
             job.process_group = 0
         starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"], choice)
@@ -279,11 +288,13 @@ class Popen(subprocess.Popen[AnyStr]):
         """env and cwd of the target too, which may have been given by position."""
         choice = self._choice
         whole = choice is not None and choice.whole
-        taken = [name for name in ("env", "cwd") if given[name] is TARGET or (whole and given[name] is None)]
-        if not taken:
+        if whole:
+            given.update({name: TARGET for name in ("env", "cwd") if given[name] is None})
+        env, cwd = given["env"] is TARGET, given["cwd"]
+        is_open = cwd is TARGET or _like.is_descriptor(cwd)
+        if not env and not is_open:
             return choice
-        given.update(dict.fromkeys(taken, TARGET))
-        return (choice or _like.Choice())._replace(env="env" in taken, cwd="cwd" in taken)
+        return (choice or _like.Choice())._replace(env=env, cwd=cwd if is_open else None)
 
     def _finish_start(self, starting: Launch, pipes: list[int]) -> None:
         """Wait until the program runs. aio overrides this: it waits in its own way."""
@@ -369,6 +380,11 @@ def _groups(numbers: Iterable[int] | None) -> list[int] | None:
     return groups
 
 
+def _cwd(cwd: Any) -> bytes | None:
+    """None too for what is opened instead: ``Attributes.cwd``."""
+    return None if cwd is None or cwd is TARGET or _like.is_descriptor(cwd) else os.fsencode(cwd)
+
+
 def _job(command: _Command, given: dict[str, Any]) -> Job:
     return Job(
         command.files,
@@ -377,7 +393,7 @@ def _job(command: _Command, given: dict[str, Any]) -> Job:
         stdio=(given["p2cread"], given["c2pwrite"], given["errwrite"]),
         close_fds=bool(given["close_fds"]),
         pass_fds=_pass_fds(given["pass_fds"]),
-        cwd=None if given["cwd"] in (None, TARGET) else os.fsencode(given["cwd"]),
+        cwd=_cwd(given["cwd"]),
         umask=given["umask"],
         ids=Ids(_ids(given["uid"], "user"), _ids(given["gid"], "group"), _groups(given["gids"])),
         restore_signals=bool(given["restore_signals"]),

@@ -219,9 +219,11 @@ def _launch(
     try:
         if USER in rows or asked.theirs is not None:
             job.ids = _identity.resolve(asked, target.process, joins_user=USER in rows)
-        if MNT in rows and target.process is not None:
+        if job.attributes.root >= 0:
+            job.root = job.attributes.root
+        elif MNT in rows and target.process is not None:
             job.root = root = target.process.open_root()
-        job.check_cwd = MNT in rows or job.attributes.cwd >= 0
+        job.check_cwd = MNT in rows or job.root >= 0 or job.attributes.cwd >= 0
         return (yield from _launch_in_cgroup(job, USER in rows))
     finally:
         job.ids, job.root = asked, -1
