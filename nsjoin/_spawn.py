@@ -126,6 +126,24 @@ class Popen(subprocess.Popen[AnyStr]):
     path or an open descriptor; it is opened before anything is joined, and needs CAP_SYS_CHROOT. ``cwd`` may be a
     descriptor too. A working directory that is not below the root is refused (JoinError, EXDEV).
 
+    ``unshare``: types of which the program gets new namespaces, after the joins (unshare(2)); not ``"user"``, and
+    ``"pid"`` instead of joining it. Mounts made in a new mnt do not propagate.
+
+    ``like_target=True`` is all of the following from the target, where nothing else is said, with a new session keyring
+    (keyrings(7)); ``TARGET`` is each alone. It is read before anything is joined, and the target has to be a process.
+    What cannot be had is a JoinError. Resource limits, umask and seccomp filters are never taken over.
+
+    - ``env``, ``cwd``, ``user``, ``group``, ``extra_groups``: also as subprocess takes them. ``TARGET`` ids are the
+      effective ones at exec; those of a user namespace are translated through its maps.
+    - ``cgroup``: or its path as in /proc/PID/cgroup, in every hierarchy that has it (cgroups(7)); of version 2 the
+      program is born in it where pid is joined too (Linux 5.7).
+    - ``capabilities``: or names such as ``{"net_admin"}``: these in every set and no others, so that they outlast exec
+      without root too. Bounding, permitted, effective, inheritable and ambient sets; root gets the bounding set at exec
+      (capabilities(7)). Those of a target count in its user namespace, which has to be joined then.
+    - ``no_new_privs``: or a bool (PR_SET_NO_NEW_PRIVS(2const); of a target from Linux 4.10).
+    - ``oom_score_adj``: or -1000 to 1000 (proc_pid_oom_score_adj(5)).
+    - ``lsm_label``: or the profile or context for exec, of AppArmor or SELinux (proc_pid_attr(5)).
+
     Wait for it: as long as it is a zombie, a PID namespace whose init has ended does not go away (pid_namespaces(7)).
 
     Raises what subprocess.Popen raises for exec, cwd and descriptors; JoinError (JoinPermissionError) if a namespace
