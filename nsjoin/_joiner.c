@@ -608,9 +608,12 @@ static plan_t *map_plan(long fd)
     return plan;
 }
 
-/* argv is {name, number of the plan's descriptor, NULL}. */
+/* argv is {name, number of the plan's descriptor, NULL}, or one more where there will be no plan. */
 static void start(char **argv)
 {
+    /* the init of a new PID namespace (_create.py) stays in map_plan, with our root directory, which /proc/1/root is */
+    if (argv[2] && SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+        leave();
     plan_t *plan = map_plan(number(argv[1]));
     begin(plan, NSJOIN_STEP_PLAN);
     hide(plan);
@@ -621,7 +624,7 @@ static void start(char **argv)
 #ifdef NSJOIN_HOSTED
 int main(int argc, char **argv)
 {
-    if (argc == 2)
+    if (argc >= 2)
         start(argv);
     return 0;
 }
@@ -632,7 +635,7 @@ void nsjoin_start(long *stack)
 {
     long argc = stack[0];
     char **argv = (char **)(stack + 1);
-    if (argc == 2)
+    if (argc >= 2)
         start(argv);
     leave();
 }

@@ -875,11 +875,13 @@ static int prepare_holder(const struct holding *holding, int32_t *step)
 static int become_holder(void *argument)
 {
     static char *const holder_argv[] = {"nsjoin-holder", "0", NULL}, *const no_environment[] = {NULL};
+    static char *const init_argv[] = {"nsjoin-holder", "0", "init", NULL};
     const struct holding *holding = argument;
+    char *const *argv = holding->hold->nstypes & CLONE_NEWPID ? init_argv : holder_argv;
     int error = prepare_holder(holding, &holding->report->step);
     if (error == 0) {
         holding->report->step = NSJOIN_HOLD_EXEC;
-        error = result(syscall(SYS_execveat, 2, "", holder_argv, no_environment, K_AT_EMPTY_PATH));
+        error = result(syscall(SYS_execveat, 2, "", argv, no_environment, K_AT_EMPTY_PATH));
     }
     holding->report->error = error;
     _exit(127);

@@ -49,7 +49,12 @@ def decorated(number: int) -> str:
 
 assert_type(decorated(1), str)
 
+# What is the target's, and what is said instead.
+nsjoin.spawn_in(pid, ["a"], like_target=True, oom_score_adj=5, no_new_privs=True, capabilities={"net_admin"})
+nsjoin.run_in(pid, ["a"], env=nsjoin.TARGET, cwd=nsjoin.TARGET, user=nsjoin.TARGET, cgroup="/a", unshare=("mnt",))
+
 # What is wrong is told.
+nsjoin.spawn_in(pid, ["a"], capabilities=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
 nsjoin.spawn_in(pid, ["a"], preexec_fn=print)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
 nsjoin.spawn_in(pid, ["a"], namespace=("net",))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
 nsjoin.enter(1.5, "net")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
