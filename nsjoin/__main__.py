@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: By subcommand: the module, which has ``add_arguments(parser)`` and ``run(given) -> exit status``; and a line.
+#: By subcommand: the module, which has ``add_arguments(parser)`` and ``run(given) -> exit status``, and ``parse(args,
+#: parser)`` if argparse cannot read it; and a line.
 _COMMANDS = {
+    "exec": ("nsjoin._exec", "run a program in namespaces of other processes, with the options of nsenter(1)"),
     "ls": ("nsjoin._ls", "list namespaces, who is in them, and what else keeps them"),
 }
 
@@ -28,6 +30,8 @@ def main(args: Sequence[str] | None = None) -> int:
             chosen = importlib.import_module(module)
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run, parser=command)
+            if hasattr(chosen, "parse"):
+                return int(chosen.run(chosen.parse(args[1:], command)))
     given = parser.parse_args(args)
     status: int = given.run(given)
     return status

@@ -456,7 +456,7 @@ RANKS = (
     ("_enter", "_start", "_unshare"),
     ("_spawn", "_call", "futures"),
     ("_run", "_create"),
-    ("aio", "_ls"),
+    ("aio", "_ls", "_exec"),
     ("__main__",),
     ("__init__",),
 )

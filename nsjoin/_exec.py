@@ -1,0 +1,333 @@
+"""``python -m nsjoin exec``: ``spawn_in`` with the options and the exit statuses of nsenter(1)."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import resource
+import signal
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from ._nstype import NSTYPES
+from ._spawn import Popen
+from ._target import TARGET, Target
+from .exceptions import NamespaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+class _Option(NamedTuple):
+    """``takes`` is what getopt(3) calls it: no argument "", a required one ":", "::" only in the same word."""
+
+    short: str
+    name: str
+    takes: str
+    metavar: str
+    help: str
+
+
+_LETTERS = {"mnt": "m", "uts": "u", "ipc": "i", "net": "n", "pid": "p", "user": "U", "cgroup": "C", "time": "T"}
+_NAMES = {"mnt": "mount"}
+_TYPES = {_NAMES.get(row.name, row.name): row.name for row in NSTYPES}
+_OPTIONS = (
+    _Option("t", "target", ":", "PID", "the process whose namespaces to enter"),
+    _Option("a", "all", "", "", "enter all its namespaces that are not this one's already"),
+    *(
+        _Option(_LETTERS[nstype], name, "::", "FILE", f"enter the {nstype} namespace of the target, or of FILE")
+        for name, nstype in _TYPES.items()
+    ),
+    _Option("S", "setuid", ":", "UID", "run as this uid"),
+    _Option("G", "setgid", ":", "GID", "run as this gid, without supplementary groups"),
+    _Option("", "preserve-credentials", "", "", "do not become root of a user namespace that is entered"),
+    _Option("r", "root", "::", "DIR", "root directory: the target's, or DIR of this mount namespace"),
+    _Option("w", "wd", "::", "DIR", "working directory: the target's, or DIR of this mount namespace"),
+    _Option("W", "wdns", ":", "DIR", "working directory: DIR as the program sees it"),
+    _Option("e", "env", "", "", "the target's environment"),
+    _Option("F", "no-fork", "", "", "with --pid: stay outside, only the program's children are inside"),
+)
+_HELP = _Option("h", "help", "", "", "")
+_PLACES = {"": "", ":": " {}", "::": "[={}]"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """For ``--help``. ``parse`` reads the command line: argparse would take a program for an optional argument."""
+    parser.usage = f"{parser.prog} [options] [program [argument ...]]"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = f"{parser.description}\n\noptions:\n{_table()}"
+    parser.epilog = (
+        "The program is $SHELL, or /bin/sh, unless named. The exit status is the program's (of a signal, the same\n"
+        "signal); 127 and 126 where there is no such program or it cannot be run, 1 for any other error."
+    )
+    parser._action_groups.clear()  # options are in the description
+
+
+def _table() -> str:
+    rows = [
+        (
+            f"  {f'-{one.short}, ' if one.short else '    '}--{one.name}{_PLACES[one.takes].format(one.metavar)}",
+            one.help,
+        )
+        for one in (*_OPTIONS, _HELP._replace(help="show this"))
+    ]
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"{left.ljust(width)}  {right}" for left, right in rows)
+
+
+def parse(args: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read ``args`` as getopt_long(3) does up to the first that is no option. SystemExit for what it does not know."""
+    words = list(args)
+    options: dict[str, str | None] = {}
+    while words and words[0].startswith("-") and words[0] != "-":
+        word = words.pop(0)
+        if word == "--":
+            break
+        found = _long(word[2:], words, parser) if word.startswith("--") else _short(word[1:], words, parser)
+        options.update(found)
+    if "help" in options:
+        parser.print_help()
+        parser.exit()
+    return argparse.Namespace(options=options, program=words)
+
+
+def _long(word: str, words: list[str], parser: argparse.ArgumentParser) -> dict[str, str | None]:
+    name, has_value, value = word.partition("=")
+    every = (*_OPTIONS, _HELP)
+    found = [one for one in every if one.name == name] or [one for one in every if one.name.startswith(name)]
+    if len(found) != 1:
+        _usage(parser, f"{'ambiguous' if found else 'unrecognized'} option '--{name}'")
+    if has_value and not found[0].takes:
+        _usage(parser, f"option '--{found[0].name}' takes no argument")
+    return {found[0].name: value if has_value else _next(found[0], words, parser)}
+
+
+def _short(letters: str, words: list[str], parser: argparse.ArgumentParser) -> dict[str, str | None]:
+    options: dict[str, str | None] = {}
+    while letters:
+        found = next((one for one in (*_OPTIONS, _HELP) if one.short == letters[0]), None)
+        if found is None:
+            _usage(parser, f"invalid option -- '{letters[0]}'")
+        letters = letters[1:]
+        if found.takes and letters:
+            options[found.name] = letters[1:] if letters.startswith("=") and found.takes == "::" else letters
+            break
+        options[found.name] = _next(found, words, parser)
+    return options
+
+
+def _next(option: _Option, words: list[str], parser: argparse.ArgumentParser) -> str | None:
+    if option.takes != ":":
+        return None
+    if not words:
+        _usage(parser, f"option '--{option.name}' requires an argument")
+    return words.pop(0)
+
+
+def _usage(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    parser.exit(1, f"{parser.prog}: {message}\nTry '{parser.prog} --help'.\n")
+
+
+# --- what it means ------------------------------------------------------------------------------------------
+
+
+def _meaning(options: dict[str, str | None], stack: ExitStack) -> tuple[Any, dict[str, Any]]:
+    """The target and the keywords of Popen. ValueError, OSError."""
+    pid = _number(options, "target")
+    files = {nstype: options[name] for name, nstype in _TYPES.items() if options.get(name)}
+    named = [nstype for name, nstype in _TYPES.items() if name in options and nstype not in files]
+    if pid is None:
+        _check_no_target(options)
+    keywords: dict[str, Any] = {
+        "fork": "no-fork" not in options,
+        "preserve_credentials": "preserve-credentials" in options,
+        "close_fds": False,
+        "env": TARGET if "env" in options else None,
+        "namespaces": None if "all" in options else [*named, *files],
+        **_directories(options, stack),
+        **_ids(options),
+    }
+    if pid is None:
+        return list(files.values()) or os.getpid(), keywords
+    process = stack.enter_context(Target.from_pid(pid))
+    return (_mixed(process, named, files, keywords, stack) if files else process), keywords
+
+
+def _check_no_target(options: dict[str, str | None]) -> None:
+    needs = [name for name in ("all", "env", "root", "wd", *_TYPES) if name in options and not options[name]]
+    if needs:
+        raise ValueError(
+            f"--{needs[0]} needs a process (--target PID){'' if needs[0] in ('all', 'env') else ' or =FILE'}"
+        )
+
+
+def _number(options: dict[str, str | None], name: str) -> int | None:
+    text = options.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"--{name} takes a number, not {text!r}")
+    return int(text)
+
+
+def _directories(options: dict[str, str | None], stack: ExitStack) -> dict[str, Any]:
+    """A directory that is named is opened before anything is joined; otherwise it is the target's."""
+    found: dict[str, Any] = {}
+    for name, keyword in (("root", "root"), ("wd", "cwd")):
+        path = options.get(name)
+        if path:
+            found[keyword] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, found[keyword])
+        elif name in options:
+            found[keyword] = TARGET
+    if "wdns" in options:
+        found["cwd"] = options["wdns"]
+    return found
+
+
+def _ids(options: dict[str, str | None]) -> dict[str, Any]:
+    uid, gid = _number(options, "setuid"), _number(options, "setgid")
+    joins_user = "user" in options and "preserve-credentials" not in options  # groups are dropped where they may be
+    return {"user": uid, "group": gid, "extra_groups": None if gid is None or joins_user else []}
+
+
+def _mixed(
+    process: Target, named: list[str], files: dict[str, Any], keywords: dict[str, Any], stack: ExitStack
+) -> list[Any]:
+    """The namespaces of a process and of files, as one target: what is the process's is opened here."""
+    every = process.namespaces() if keywords["namespaces"] is None else {}
+    for namespace in every.values():
+        stack.enter_context(namespace)
+    taken = [namespace for nstype, namespace in every.items() if nstype not in files]
+    taken += [stack.enter_context(process.namespace(nstype)) for nstype in named if nstype not in every]
+    joins_mnt = any(namespace.nstype == "mnt" for namespace in taken)
+    if keywords.get("root") is TARGET or (joins_mnt and "root" not in keywords):
+        keywords["root"] = process.open_root()
+        stack.callback(os.close, keywords["root"])
+    if keywords.get("cwd") is TARGET:
+        keywords["cwd"] = os.open("cwd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process.proc())
+        stack.callback(os.close, keywords["cwd"])
+    if keywords["env"] is TARGET:
+        entries = (entry.partition("=") for entry in process.read_proc("environ").split("\0"))
+        keywords["env"] = {name: value for name, equals, value in entries if name and equals}
+    return [*files.values(), *taken]
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the program and return its exit status; the signal that has ended it ends this process too."""
+    command, executable = _command(given.program)
+    try:
+        with _forwarding() as child, ExitStack() as stack:
+            target, keywords = _meaning(given.options, stack)
+            child.append(_start(target, command, executable, keywords))
+            stack.close()
+            status = _wait(child[0].pid)
+            child[0].returncode = os.WEXITSTATUS(status)
+    except _Signalled as signalled:
+        return _end_by(signalled.number)
+    except _NotRun as refused:
+        return _fail(127 if refused.errno == errno.ENOENT else 126, refused)
+    except (OSError, ValueError, OverflowError) as refused:
+        return _fail(1, refused)
+    return _end_by(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _fail(status: int, why: Exception) -> int:
+    print(f"nsjoin exec: {why}", file=sys.stderr)
+    return status
+
+
+def _command(program: list[str]) -> tuple[list[str], str]:
+    """argv and the file. Without a program it is a login shell: its name begins with "-"."""
+    if program:
+        return program, program[0]
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    return [f"-{os.path.basename(shell)}"], shell
+
+
+class _NotRun(OSError):  # noqa: N818 - not for callers
+    """execve(2) has failed."""
+
+
+def _start(target: Any, command: list[str], file: str, keywords: dict[str, Any]) -> Popen[bytes]:
+    try:
+        return Popen(command, executable=file, target=target, **keywords)
+    except NamespaceError:
+        raise
+    except OSError as refused:
+        if refused.filename != file:
+            raise
+        if refused.errno == errno.ENOEXEC and "/" in file:  # a script without "#!", as execvp(3) has it
+            return _start(target, ["sh", file, *command[1:]], "/bin/sh", keywords)
+        raise _NotRun(refused.errno, f"{refused.strerror}: {file!r}") from None
+
+
+class _Signalled(BaseException):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+#: What people send to the process that they have started and mean for the program.
+_FORWARDED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
+#: A terminal sends these to the whole foreground process group, so that the program has them already.
+_OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+
+
+@contextmanager
+def _forwarding() -> Iterator[list[Popen[bytes]]]:
+    """Pass signals on to the program, once it is in the list; before, they end its start. Ignored ones stay so."""
+    child: list[Popen[bytes]] = []
+
+    def forward(number: int, _frame: object) -> None:
+        if not child:
+            raise _Signalled(number)
+        if child[0].returncode is None and not (number in _OF_TERMINAL and _is_in_foreground()):
+            os.kill(child[0].pid, number)
+
+    numbers = [signal.Signals[name] for name in _FORWARDED]
+    before = {
+        number: signal.signal(number, forward) for number in numbers if signal.getsignal(number) != signal.SIG_IGN
+    }
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the status away
+    try:
+        yield child
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_in_foreground() -> bool:
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:  # no controlling terminal
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
+
+
+def _wait(pid: int) -> int:
+    """Wait for the program's end, and stop and go on with it, so that a shell's job control sees one job."""
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            return status
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(pid, signal.SIGCONT)
+
+
+def _end_by(number: int) -> int:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # whose core would it be
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number  # a PID namespace's init survives its own signals
