@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -16,12 +19,13 @@ from changed import become_nobody
 from conftest import requires_program, requires_root
 
 import nsjoin
-from nsjoin import __main__
+from nsjoin import __main__, _exec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 EXEC = [sys.executable, "-m", "nsjoin", "exec"]
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # all of which an ordinary user may search
 NAMESPACES = "for ns in mnt uts ipc net pid user cgroup time; do readlink /proc/self/ns/$ns; done"
 ALL_IDS = "id -u; id -g; id -G; cat /proc/self/uid_map"
 
@@ -39,7 +43,7 @@ class Row(NamedTuple):
 
 ROWS = {
     # each type alone
-    "mnt": Row("-t {pid} -m", NAMESPACES),
+    "mnt": Row("-t {pid} -m", "ls /mnt; readlink /proc/self || echo no /proc", says="inside"),
     "uts": Row("-t {pid} -u", NAMESPACES),
     "ipc": Row("-t {pid} -i", NAMESPACES),
     "net": Row("-t {pid} -n", "ls /sys/class/net; cat /proc/self/net/dev | wc -l"),
@@ -49,18 +53,19 @@ ROWS = {
     "time": Row("-t {time} -T", NAMESPACES),
     # several
     "pid and mnt": Row("-t {pid} -p -m", "ls /proc | grep -c ^1$; ps -o comm= 1"),
-    "letters in one word": Row("-muinpC -t {pid}", NAMESPACES),
-    "the target's number in the same word": Row("-t{pid} -un", NAMESPACES),
+    "letters in one word": Row("-aF -t {pid}", "readlink /proc/self/ns/pid_for_children || echo no /proc"),
+    "letters that are a file": Row("-mu -t {pid} true", status=1),
+    "the target's number in the same word": Row("-t{pid} -u -n", NAMESPACES),
     "long names": Row("--target {pid} --mount --uts --ipc --net --pid --cgroup", NAMESPACES),
     "a long name with =": Row("--target={pid} --net", NAMESPACES),
-    "a long name cut short": Row("--targ {pid} --mou --ut", NAMESPACES),
+    "a long name cut short": Row("--targ {pid} --net --ut", NAMESPACES),
     "all": Row("-t {pid} -a", NAMESPACES),
     "all of a process with a user namespace": Row("-a -t {user}", f"{NAMESPACES}; {ALL_IDS}"),
     "--all and a type": Row("--all --net -t {pid}", NAMESPACES),
     "no types": Row("-t {pid}", NAMESPACES),
     "no target and no types": Row("", NAMESPACES),
     "-- before the program": Row("-t {pid} -u --", "echo $#"),
-    "options of the program are its own": Row("-t {pid} -u echo -n -t --help", says="-n"),
+    "options of the program are its own": Row("-t {pid} -u echo -- -n -t --help", says="-- -n -t --help"),
     "time and all": Row("-t {time} -a", NAMESPACES),
     # files
     "a file as a long option": Row("--net={netns}", NAMESPACES),
@@ -78,9 +83,9 @@ ROWS = {
     "a directory in there": Row("-t {pid} -m -W /etc pwd", says="/etc"),
     "no working directory": Row("-t {pid} -m pwd", says="/"),
     "no working directory nor mount namespace": Row("-t {pid} -u", "pwd"),
-    "the target's root": Row("-t {pid} -r -w/ ls /mnt", says="inside"),
+    "the target's root": Row("-t {pid} -r ls /mnt", says="inside"),
     "the target's root and mount namespace": Row("-t {pid} -m -r ls /mnt", says="inside"),
-    "the root of a chrooted target": Row("-t {chrooted} -r -w/ ls -d /only-here"),
+    "the root of a chrooted target": Row("-t {chrooted} -r ls -d /only-here", says="/only-here"),
     "a directory as the root": Row("-t {pid} -m -r/ -w/ ls -di / /mnt"),
     "a directory as the root that is not there": Row("-r/nowhere true", status=1),
     "a directory for working in that is not there": Row("-w/nowhere true", status=1),
@@ -116,7 +121,7 @@ ROWS = {
     "a pid that is none": Row("-t abc -n true", status=1),
     "an unknown letter": Row("-t {pid} -x true", status=1),
     "an unknown name": Row("-t {pid} --nothing true", status=1),
-    "a name for two": Row("-t {pid} --no true", status=1),
+    "a name for two": Row("-t {pid} --u true", status=1),
     "a missing number": Row("-t", status=1),
     "an argument too much": Row("-t {pid} --all=yes true", status=1),
     "a type without target": Row("-n true", status=1),
@@ -133,7 +138,7 @@ ROWS = {
 OF_AN_ORDINARY_USER = {
     "credentials preserved": Row("-t {own} -U --preserve-credentials", "id -u; id -g; cat /proc/self/uid_map"),
     "with a network": Row("-t {own} -U -n --preserve-credentials", f"{NAMESPACES}; ls /sys/class/net"),
-    "all": Row("-t {own} -a --preserve-credentials", f"{NAMESPACES}; id -u"),
+    "every type that is his": Row("-t {own} -U -n -p -m --preserve-credentials", "id -u; echo $$ | wc -w"),
     "a type without its user namespace": Row("-t {own} -n true", status=1),
     "root's namespaces": Row("-t {pid} -n true", status=1),
     "a uid": Row("-S 0 true", status=1),
@@ -162,6 +167,17 @@ EXCUSED = {
         1,
         "supplementary groups cannot be dropped where setgroups(2) is denied: nsenter gives up, spawn_in keeps them",
         as_ordinary_user=True,
+    ),
+    "an ordinary user enters all": Excused(
+        Row("-t {own} -a --preserve-credentials id -u", says="0"),
+        1,
+        "nsenter joins what it is in already, too, and here that belongs to root: EPERM",
+        as_ordinary_user=True,
+    ),
+    "the target's root and a working directory outside of it": Excused(
+        Row("-t {pid} -r -w/ true", status=1),
+        0,
+        "the same, without a mount namespace",
     ),
     "a user namespace without uid 0": Excused(
         Row("-t {unmapped} -U id -u", says="65534"),
@@ -243,7 +259,7 @@ def command_line(row: Row, places: dict[str, str]) -> list[str]:
 
 
 def done_by(command: list[str], row: Row, places: dict[str, str], **keywords: Any) -> subprocess.CompletedProcess[str]:
-    env = dict(os.environ, **{name: value.format(**places) for name, value in (row.env or {}).items()})
+    env = dict(os.environ, PATH=PATH, **{name: value.format(**places) for name, value in (row.env or {}).items()})
     return subprocess.run(
         command,
         input="echo $0; exit 5",
@@ -266,12 +282,14 @@ def by_exec(row: Row, places: dict[str, str]) -> subprocess.CompletedProcess[str
 
 def by_exec_as_nobody(row: Row, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """In a fork: an ordinary user may not be able to read the interpreter and the package."""
+    assert __main__._COMMANDS["exec"][0] == _exec.__name__  # so that nothing is left to import
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         pid = os.fork()
         if pid == 0:
             os.dup2(stdout.fileno(), 1)
             os.dup2(stderr.fileno(), 2)
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", buffering=1, closefd=False)
+            os.environ["PATH"] = PATH
             become_nobody()
             os._exit(__main__.main(["exec", *command_line(row, places)]))
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -316,3 +334,125 @@ def test_exec_and_nsenter_differ_for_a_reason(name: str, places: dict[str, str])
 
 def test_the_table_is_long_enough() -> None:
     assert len(ROWS) + len(OF_AN_ORDINARY_USER) >= 40
+
+
+# --- what is no table ---------------------------------------------------------------------------------------
+
+
+def test_help_is_short_and_names_every_option() -> None:
+    done = subprocess.run([*EXEC, "--help"], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "usage: python -m nsjoin exec [options] [program [argument ...]]"
+    assert len(lines) < 35
+    assert max(map(len, lines)) <= 110
+    for option in _exec._OPTIONS:
+        assert f"--{option.name}" in done.stdout
+    assert subprocess.run([*EXEC, "-t", "1", "-h"], capture_output=True, text=True, check=True).stdout == done.stdout
+
+
+def test_every_option_is_one_of_nsenters_and_takes_the_same() -> None:
+    usage = subprocess.run(["nsenter", "--help"], capture_output=True, text=True, check=True).stdout
+    newer = {"env"}  # util-linux 2.39
+    for option in _exec._OPTIONS:
+        match = re.search(rf"--{option.name}\b(\[=<)?( <)?", usage)
+        if match is None:
+            assert option.name in newer
+            continue
+        takes = "::" if match[1] else ":" if match[2] else ""
+        assert option.takes == takes, option
+        assert not option.short or f"-{option.short}" in usage
+
+
+def test_the_environment_is_the_targets(places: dict[str, str]) -> None:
+    with subprocess.Popen(["sleep", "infinity"], env={"ONLY": "here", "PATH": PATH}) as process:
+        places = {**places, "pid": str(process.pid)}
+        for words in ("-t {pid} -e", "-t {pid} -e --net={netns}"):
+            done = by_exec(Row(words + " env"), places)
+            assert (done.stdout, done.stderr) == (f"ONLY=here\nPATH={PATH}\n", "")
+        process.kill()
+
+
+def lines_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+@contextlib.contextmanager
+def exec_running(places: dict[str, str], script: str, **keywords: Any) -> Iterator[subprocess.Popen[str]]:
+    command = [*EXEC, "-t", places["pid"], "-p", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **keywords) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1])
+def test_a_signal_reaches_the_program(places: dict[str, str], number: int) -> None:
+    # nsenter 2.38 ends by it, and the program goes on without anybody who waits for it
+    name = signal.Signals(number).name[3:]
+    script = f"trap 'echo got {name}; exit 6' {name}; echo ready; while :; do sleep 0.01; done"
+    with exec_running(places, script, start_new_session=True) as process:
+        assert lines_of(process) == "ready\n"
+        process.send_signal(number)
+        assert lines_of(process) == f"got {name}\n"
+        assert process.wait(60) == 6
+
+
+def test_a_signal_that_the_program_does_not_take_ends_both(places: dict[str, str]) -> None:
+    with exec_running(places, "echo ready; exec sleep infinity") as process:
+        assert lines_of(process) == "ready\n"
+        process.terminate()
+        assert process.wait(60) == -signal.SIGTERM
+
+
+def test_an_ignored_signal_stays_ignored(places: dict[str, str]) -> None:
+    script = "echo ready; read line; echo still here"
+    ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    with exec_running(places, script, stdin=subprocess.PIPE, preexec_fn=ignore) as process:
+        assert lines_of(process) == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate("\n", timeout=60)[0] == "still here\n"
+        assert process.returncode == 0
+
+
+def test_it_stops_and_goes_on_with_the_program(places: dict[str, str]) -> None:
+    with exec_running(places, "echo ready; kill -STOP $$; echo goes on; exit 4") as process:
+        assert lines_of(process) == "ready\n"
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        process.send_signal(signal.SIGCONT)
+        assert lines_of(process) == "goes on\n"
+        assert process.wait(60) == 4
+
+
+def test_the_exit_status_is_known_where_the_caller_ignores_sigchld(places: dict[str, str]) -> None:
+    ignore = partial(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
+    with exec_running(places, "exit 8", preexec_fn=ignore) as process:
+        assert process.wait(60) == 8
+
+
+def test_stdin_and_other_descriptors_are_inherited(places: dict[str, str]) -> None:
+    reading, writing = os.pipe()
+    with exec_running(places, f"cat; echo further >&{writing}", stdin=subprocess.PIPE, pass_fds=[writing]) as process:
+        os.close(writing)
+        assert process.communicate("given\n", timeout=60)[0] == "given\n"
+    with open(reading) as file:
+        assert file.read() == "further\n"
+
+
+def test_a_terminal_sends_its_signals_only_once(places: dict[str, str]) -> None:
+    script = "trap 'echo got; n=x$n' INT; echo ready; while [ -z $n ]; do sleep 0.01; done; sleep 0.1; echo =$n="
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(EXEC[0], [*EXEC, "-t", places["pid"], "-p", "sh", "-c", script])
+    with open(terminal, "rb+", buffering=0) as file:
+        said = b""
+        while b"ready" not in said:
+            said += file.read(100)
+        file.write(b"\x03")
+        while said.count(b"=") < 2:
+            said += file.read(100)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert said.count(b"got") == 1
+    assert b"=x=" in said
