@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 import threading
 
 import pytest
+from changed import in_child
 from conftest import requires_root
+
+import nsjoin
+from nsjoin import _guard, _shim
+from nsjoin._nstype import BY_NAME
 
 pytestmark = requires_root
 
@@ -225,3 +231,26 @@ assert sys.meta_path == before
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     assert threading.active_count() == 1
+
+
+@requires_root
+def test_a_mount_namespace_is_not_taken_for_one_that_has_gone(start):
+    """The kernel gives inode numbers of namespaces out again at once."""
+
+    def use() -> None:
+        first = start("mnt")
+        number = os.stat(f"/proc/{first.pid}/ns/mnt").st_ino
+        with nsjoin.enter(first.pid, "mnt"):
+            assert _guard.is_guarded()
+        first.end()
+        while first.process.poll() is None:
+            os.sched_yield()
+        for _ in range(200):
+            _shim.unshare(BY_NAME["mnt"].flag)
+            if os.stat("/proc/thread-self/ns/mnt").st_ino == number:
+                break
+        else:
+            pytest.skip("this kernel has not given the number out again")
+        assert not _guard.is_guarded()
+
+    in_child(use)
