@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ._nstype import NSTYPES
@@ -17,7 +17,7 @@ from ._target import TARGET, Target
 from .exceptions import NamespaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 # --- the command line ---------------------------------------------------------------------------------------
 
@@ -223,23 +223,25 @@ def _mixed(
 def run(given: argparse.Namespace) -> int:
     """Run the program and return its exit status; the signal that has ended it ends this process too."""
     command, executable = _command(given.program)
-    try:
-        with _forwarding() as child, ExitStack() as stack:
-            target, keywords = _meaning(given.options, stack)
-            child.append(_start(target, command, executable, keywords))
-            stack.close()
-            status = _wait(child[0].pid)
-            child[0].returncode = os.WEXITSTATUS(status)
-    except _Signalled as signalled:
-        return _end_by(signalled.number)
-    except _NotRun as refused:
-        return _fail(127 if refused.errno == errno.ENOENT else 126, refused)
-    except (OSError, ValueError, OverflowError) as refused:
-        return _fail(1, refused)
+    with _Signals() as signals:
+        try:
+            with ExitStack() as stack:
+                target, keywords = _meaning(given.options, stack)
+                child = _start(target, command, executable, keywords)
+            signals.runs(child)
+            status = _wait(child)
+        except (OSError, ValueError, OverflowError, _Signalled) as refused:
+            if not signals.early:
+                return _fail(_STATUS.get(refused.errno or 0, 126) if isinstance(refused, _NotRun) else 1, refused)
+            status = signals.early[0]  # as if it had ended the program, which it may have done
     return _end_by(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _fail(status: int, why: Exception) -> int:
+#: Where the program is not run; every other errno is 126.
+_STATUS = {errno.ENOENT: 127}
+
+
+def _fail(status: int, why: BaseException) -> int:
     print(f"nsjoin exec: {why}", file=sys.stderr)
     return status
 
@@ -269,39 +271,56 @@ def _start(target: Any, command: list[str], file: str, keywords: dict[str, Any])
         raise _NotRun(refused.errno, f"{refused.strerror}: {file!r}") from None
 
 
-class _Signalled(BaseException):
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 #: What people send to the process that they have started and mean for the program.
 _FORWARDED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
 #: A terminal sends these to the whole foreground process group, so that the program has them already.
 _OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
 
-@contextmanager
-def _forwarding() -> Iterator[list[Popen[bytes]]]:
-    """Pass signals on to the program, once it is in the list; before, they end its start. Ignored ones stay so."""
-    child: list[Popen[bytes]] = []
+class _Signalled(BaseException):
+    """A second signal before the program runs: its start hangs."""
 
-    def forward(number: int, _frame: object) -> None:
-        if not child:
-            raise _Signalled(number)
-        if child[0].returncode is None and not (number in _OF_TERMINAL and _is_in_foreground()):
-            os.kill(child[0].pid, number)
 
-    numbers = [signal.Signals[name] for name in _FORWARDED]
-    before = {
-        number: signal.signal(number, forward) for number in numbers if signal.getsignal(number) != signal.SIG_IGN
-    }
-    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the status away
-    try:
-        yield child
-    finally:
-        for number, handler in before.items():
+class _Signals:
+    """Passes signals on to the program. The first that comes before it runs is kept for it, the second ends the start.
+
+    Ignored ones stay ignored, here and there.
+    """
+
+    def __init__(self) -> None:
+        self.early: list[int] = []
+        self.child: Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.Signals[name] for name in _FORWARDED):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._take)
+        # ignored, it would take the exit status away
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _take(self, number: int, _frame: object) -> None:
+        if self.child is not None:
+            self._forward(self.child, number)
+        elif self.early:
+            raise _Signalled
+        else:
+            self.early.append(number)
+
+    def runs(self, child: Popen[bytes]) -> None:
+        """``child`` is the program."""
+        self.child = child
+        while self.early:
+            self._forward(child, self.early.pop())
+
+    def _forward(self, child: Popen[bytes], number: int) -> None:
+        if child.returncode is None and not (number in _OF_TERMINAL and _is_in_foreground()):
+            os.kill(child.pid, number)
 
 
 def _is_in_foreground() -> bool:
@@ -315,14 +334,15 @@ def _is_in_foreground() -> bool:
         os.close(terminal)
 
 
-def _wait(pid: int) -> int:
+def _wait(child: Popen[bytes]) -> int:
     """Wait for the program's end, and stop and go on with it, so that a shell's job control sees one job."""
     while True:
-        _, status = os.waitpid(pid, os.WUNTRACED)
+        _, status = os.waitpid(child.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
+            child.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             return status
         os.kill(os.getpid(), signal.SIGSTOP)
-        os.kill(pid, signal.SIGCONT)
+        os.kill(child.pid, signal.SIGCONT)
 
 
 def _end_by(number: int) -> int:

@@ -379,7 +379,7 @@ def lines_of(process: subprocess.Popen[str]) -> str:
 
 @contextlib.contextmanager
 def exec_running(places: dict[str, str], script: str, **keywords: Any) -> Iterator[subprocess.Popen[str]]:
-    command = [*EXEC, "-t", places["pid"], "-p", "sh", "-c", script]
+    command = [*EXEC, "-t", places["pid"], "-p", "bash", "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **keywords) as process:
         try:
             yield process
@@ -453,6 +453,6 @@ def test_a_terminal_sends_its_signals_only_once(places: dict[str, str]) -> None:
         file.write(b"\x03")
         while said.count(b"=") < 2:
             said += file.read(100)
-    assert os.waitpid(pid, 0)[1] == 0
+        assert os.waitpid(pid, 0)[1] == 0  # before the terminal hangs up
     assert said.count(b"got") == 1
     assert b"=x=" in said
