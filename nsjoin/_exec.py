@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from ._nstype import NSTYPES
+from ._nstype import BY_NAME, NSTYPES
 from ._spawn import Popen
 from ._target import TARGET, Target
 from .exceptions import NamespaceError
@@ -34,6 +34,7 @@ class _Option(NamedTuple):
 
 _LETTERS = {"mnt": "m", "uts": "u", "ipc": "i", "net": "n", "pid": "p", "user": "U", "cgroup": "C", "time": "T"}
 _NAMES = {"mnt": "mount"}
+_USER = BY_NAME["user"]
 _TYPES = {_NAMES.get(row.name, row.name): row.name for row in NSTYPES}
 _OPTIONS = (
     _Option("t", "target", ":", "PID", "the process whose namespaces to enter"),
@@ -142,6 +143,8 @@ def _meaning(options: dict[str, str | None], stack: ExitStack) -> tuple[Any, dic
     named = [nstype for name, nstype in _TYPES.items() if name in options and nstype not in files]
     if pid is None:
         _check_no_target(options)
+    process = None if pid is None else stack.enter_context(Target.from_pid(pid))
+    joins_user = "user" in options or ("all" in options and process is not None and not process.shares(_USER))
     keywords: dict[str, Any] = {
         "fork": "no-fork" not in options,
         "preserve_credentials": "preserve-credentials" in options,
@@ -149,11 +152,10 @@ def _meaning(options: dict[str, str | None], stack: ExitStack) -> tuple[Any, dic
         "env": TARGET if "env" in options else None,
         "namespaces": None if "all" in options else [*named, *files],
         **_directories(options, stack),
-        **_ids(options),
+        **_ids(options, joins_user=joins_user),
     }
-    if pid is None:
+    if process is None:
         return list(files.values()) or os.getpid(), keywords
-    process = stack.enter_context(Target.from_pid(pid))
     return (_mixed(process, named, files, keywords, stack) if files else process), keywords
 
 
@@ -189,9 +191,9 @@ def _directories(options: dict[str, str | None], stack: ExitStack) -> dict[str, 
     return found
 
 
-def _ids(options: dict[str, str | None]) -> dict[str, Any]:
+def _ids(options: dict[str, str | None], *, joins_user: bool) -> dict[str, Any]:
     uid, gid = _number(options, "setuid"), _number(options, "setgid")
-    joins_user = "user" in options and "preserve-credentials" not in options  # groups are dropped where they may be
+    # groups that are dropped for a user namespace are dropped before it, which may deny that
     return {"user": uid, "group": gid, "extra_groups": None if gid is None or joins_user else []}
 
 

@@ -94,6 +94,7 @@ ROWS = {
     "a gid": Row("-t {pid} -u -G 1234", "id -u; id -g; id -G"),
     "uid and gid": Row("-t {pid} -a -S 1 -G 2", "id -u; id -g; id -G"),
     "uid and gid in a user namespace": Row("-t {user} -U -S 0 -G 0", ALL_IDS),
+    "uid and gid and all": Row("-t {user} -a -S 0 -G 0", ALL_IDS),
     "an id that is not mapped": Row("-t {user} -U -S 7 true", status=1),
     "credentials preserved": Row("-t {user} -U --preserve-credentials", ALL_IDS),
     "credentials preserved where nothing is mapped": Row("-t {unmapped} -U --preserve-credentials", "id -u; id -g"),
