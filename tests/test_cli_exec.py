@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from changed import become_nobody
+from child import held_program
 from conftest import requires_program, requires_root
 
 import nsjoin
@@ -23,6 +24,7 @@ from nsjoin import __main__, _exec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 EXEC = [sys.executable, "-m", "nsjoin", "exec"]
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # all of which an ordinary user may search
@@ -457,3 +459,14 @@ def test_a_terminal_sends_its_signals_only_once(places: dict[str, str]) -> None:
         assert os.waitpid(pid, 0)[1] == 0  # before the terminal hangs up
     assert said.count(b"got") == 1
     assert b"=x=" in said
+
+
+def test_a_second_signal_ends_a_start_that_hangs(places: dict[str, str], tmp_path: Path) -> None:
+    with held_program(tmp_path / "held") as program:
+        command = [*EXEC, "-t", places["pid"], "-p", str(tmp_path / "held")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            program.wait()
+            process.send_signal(signal.SIGUSR1)  # handlers run in the order of the numbers
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=60)[1] == ""
+            assert process.returncode == -signal.SIGUSR1
