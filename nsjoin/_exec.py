@@ -115,7 +115,7 @@ def _short(letters: str, words: list[str], parser: argparse.ArgumentParser) -> d
             _usage(parser, f"invalid option -- '{letters[0]}'")
         letters = letters[1:]
         if found.takes and letters:
-            options[found.name] = letters[1:] if letters.startswith("=") and found.takes == "::" else letters
+            options[found.name] = letters
             break
         options[found.name] = _next(found, words, parser)
     return options

@@ -72,6 +72,7 @@ ROWS = {
     # files
     "a file as a long option": Row("--net={netns}", NAMESPACES),
     "a file in the same word": Row("-n{netns}", NAMESPACES),
+    "= in the same word is part of the file": Row("-n={netns} true", status=1),
     "a file and a process": Row("-t {pid} --net={netns} -u", NAMESPACES),
     "a file and everything of a process": Row("-t {pid} -a --net={netns}", NAMESPACES),
     "a file of /proc": Row("--uts=/proc/{pid}/ns/uts", NAMESPACES),
