@@ -705,7 +705,7 @@ def test_the_working_directory_is_tried_before_the_program(nearby):
         (None, {}),
         (1, {}),
         (["true"], {"bufsize": "1"}),
-        (["true"], {"cwd": 1}),
+        (["true"], {"cwd": 1.5}),
         (["true"], {"user": -1}),
         (["true"], {"user": 1 << 40}),
         (["true"], {"user": 1.5}),
