@@ -18,7 +18,7 @@ import nox
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "tests", "conformance", "wheel", "musl"]
+nox.options.sessions = ["lint", "tests", "conformance", "docs", "wheel", "musl"]
 
 HERE = Path(__file__).resolve().parent
 C_OF_THE_SDIST = {f"nsjoin/{name}" for name in ("_setns.c", "_setns.h", "_joiner.c", "_build_setns.py")}
@@ -71,6 +71,13 @@ def conformance(session: nox.Session) -> None:
     """The interpreter's own test.test_subprocess, inside. Arguments go to tests/conformance/run.py."""
     session.install(".")
     session.run("python", "tests/conformance/run.py", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, with warnings as errors."""
+    session.install("-e", ".[docs]")
+    session.run("sphinx-build", "-W", "-n", "-q", "docs", str(Path(session.create_tmp()) / "html"))
 
 
 # --- packaging ----------------------------------------------------------------------------------------------
