@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 project = "nsjoin"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
@@ -12,7 +10,8 @@ myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
-SECURITY = Path(__file__).resolve().parent.parent / "SECURITY.md"
-# types that live in modules of ours that are not public, or in libraries without a page of their own here
-nitpick_ignore_regex = [("py:.*", ".*")]
-suppress_warnings = ["myst.header"]
+#: What signatures name and no page describes: aliases and helpers of modules that are not public, ...
+PRIVATE = r"TargetLike|Command|SpawnKeywords|RunKeywords|NsType|IdMap|T|P|P\.args|P\.kwargs|_Holder|_survey\.Survey"
+#: ... and the standard library, whose own site is not asked, so that the build needs no network
+STDLIB = r"subprocess\.CompletedProcess|os\.PathLike|asyncio\.subprocess\.Process|Future"
+nitpick_ignore_regex = [("py:class", PRIVATE), ("py:class", STDLIB)]

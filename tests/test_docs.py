@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from conftest import IS_ROOT
 
 import nsjoin
 
-from .conftest import IS_ROOT
-
 if TYPE_CHECKING:
-    from .conftest import Running
+    from conftest import Running
 
 HERE = Path(__file__).resolve().parent.parent
 PAGES = sorted(HERE.glob("docs/**/*.md"))
