@@ -260,9 +260,10 @@ class _NotRun(OSError):  # noqa: N818 - not for callers
     """execve(2) has failed."""
 
 
-def _start(target: Any, command: list[str], file: str, keywords: dict[str, Any]) -> Popen[bytes]:
+def _start(target: Any, command: list[str], file: str, keywords: dict[str, Any]) -> Popen[Any]:
     try:
-        return Popen(command, executable=file, target=target, **keywords)
+        process: Popen[Any] = Popen(command, executable=file, target=target, **keywords)
+        return process
     except NamespaceError:
         raise
     except OSError as refused:
