@@ -36,6 +36,7 @@ ERRORS = {
     "getxattr": ("ENODATA", "EOPNOTSUPP"),
     "chdir": _GONE,
     "chroot": ("EPERM", "ENOENT"),
+    "clock_nanosleep": ("EINTR",),
     "clone": ("EAGAIN", "ENOMEM", "EPERM"),
     "clone3": ("EAGAIN", "ENOMEM", "ENOSYS"),
     "close_range": (*_FILTERED, "EMFILE"),
