@@ -470,4 +470,4 @@ def test_a_second_signal_ends_a_start_that_hangs(places: dict[str, str], tmp_pat
             process.send_signal(signal.SIGUSR1)  # handlers run in the order of the numbers
             process.send_signal(signal.SIGTERM)
             assert process.communicate(timeout=60)[1] == ""
-            assert process.returncode == -signal.SIGUSR1
+            assert process.returncode in (-signal.SIGUSR1, -signal.SIGTERM)  # PyPy runs them in another order
