@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from changed import in_child
+from child import wait_until_ended
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
-from nsjoin import TARGET, _capabilities, _cgroup, _like
+from nsjoin import TARGET, _capabilities, _cgroup, _launch, _like
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CREDENTIALS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+CAP_SETGID = 6
 #: What the target's shell runs, with something of everything that can be taken over.
 SETPRIV = "--regid 1001 --groups 1002,1003 --bounding-set=-all,+net_admin,+net_raw,+setpcap,+kill --no-new-privs"
 
@@ -49,6 +52,20 @@ def until_it_sleeps(pid: int) -> None:
     """A process's environment is another one after exec."""
     while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
         os.sched_yield()
+
+
+@contextlib.contextmanager
+def ended(command: list[str], word: str = "go", **keywords: object) -> Iterator[subprocess.Popen[str]]:
+    """A program that has said ``word``, killed afterwards."""
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **keywords)
+    try:
+        assert program.stdout.readline() == f"{word}\n"
+        if "sleep infinity" in command[-1]:
+            until_it_sleeps(program.pid)
+        yield program
+    finally:
+        program.kill()
+        program.communicate()
 
 
 @pytest.fixture
@@ -83,6 +100,16 @@ def test_root_gets_every_credential_of_its_target(begin, who):
 def test_so_does_an_ordinary_user_or_root_with_a_user_namespace(start):
     target = start("user", "mnt", "pid")
     assert of_program(target.pid, like_target=True) == status(target.pid)
+
+
+@pytest.mark.parametrize("options", ["--map-current-user", "--map-root-user"])
+def test_so_does_one_with_capabilities_of_its_own_in_a_user_namespace(options):
+    become = "--bounding-set=-all,+net_raw,+kill,+setpcap --inh-caps=+net_raw --ambient-caps=+net_raw --no-new-privs"
+    command = ["unshare", "--user", options, "setpriv", *become.split(), "sh", "-c", "echo go; exec sleep infinity"]
+    with ended(command) as target:
+        theirs = status(target.pid)
+        assert int(theirs["CapAmb"], 16) == 1 << 13
+        assert of_program(target.pid, like_target=True) == theirs
 
 
 def test_environment_directory_and_score_come_along(begin):
@@ -175,6 +202,21 @@ def test_an_environment_that_goes_while_it_is_opened_is_read_again(begin, monkey
     assert output(target.pid, "sh", "-c", "echo $WORD", env=TARGET) == "theirs\n"
 
 
+REMADE = [sys.executable, "-I", str(Path(__file__).with_name("remade.py"))]
+
+
+def test_an_environment_may_lack_its_last_null_character():
+    with ended([*REMADE, "5000"]) as target:
+        found = output(target.pid, "/usr/bin/env", env=TARGET, namespaces=())
+        assert found == f"WORD=theirs\nLAST={'x' * (5000 - 17)}\n"
+
+
+def test_an_environment_that_nobody_fills_in_holds_up_nobody():
+    """Today's kernel reads it as an empty one; if another waits for it, it is the joiner who waits."""
+    with ended([*REMADE, "4096", "hangs"]) as target, contextlib.suppress(subprocess.TimeoutExpired):
+        assert nsjoin.run_in(target.pid, ["/bin/true"], env=TARGET, namespaces=(), timeout=5).returncode == 0
+
+
 def test_env_and_cwd_may_be_given_by_position(begin):
     target = begin("user", "mnt", script="cd /usr/lib; export WORD=theirs")
     arguments = (["sh", "-c", "pwd; echo $WORD"], -1, None, None, subprocess.PIPE, None, None, True, False)
@@ -250,6 +292,20 @@ def test_an_id_that_is_not_mapped_there_is_told():
     finally:
         program.kill()
         program.communicate()
+
+
+@requires_root
+def test_an_ordinary_user_keeps_groups_that_are_the_targets_too():
+    def with_groups() -> None:
+        os.setgroups([5000, 5001])
+        os.setresgid(1000, 1000, 1000)
+        os.setresuid(1000, 1000, 1000)
+        with ended(["unshare", "-Ur", "sh", "-c", "echo go; exec sleep infinity"]) as target:
+            theirs = status(target.pid)
+            assert theirs["Groups"] == "5000 5001"
+            assert of_program(target.pid, like_target=True) == theirs
+
+    in_child(with_groups)
 
 
 # --- said explicitly --------------------------------------------------------------------------------------------------
@@ -359,6 +415,47 @@ def test_the_label_is_written_last_of_all_before_exec(start):
     assert re.search(r'write\(\d+, "some profile", 12\) += -1 EINVAL', calls[2])  # no security module here
 
 
+@pytest.mark.parametrize(
+    ("apparmor", "label", "written"),
+    [
+        ("Y", "docker-default (enforce)", b"exec docker-default"),
+        ("Y", "docker-default", b"exec docker-default"),
+        ("Y", "unconfined", b"exec unconfined"),
+        ("Y", "/usr/bin/a (b", b"exec /usr/bin/a (b"),
+        ("N", "system_u:system_r:container_t:s0:c1,c2", b"system_u:system_r:container_t:s0:c1,c2"),
+        (None, "system_u:system_r:container_t:s0", b"system_u:system_r:container_t:s0"),
+    ],
+)
+def test_a_label_is_written_as_its_security_module_takes_it(monkeypatch, tmp_path, apparmor, label, written):
+    """What decides that is a file of the kernel's, another one here."""
+    enabled = tmp_path / "enabled"
+    if apparmor:
+        enabled.write_text(f"{apparmor}\n")
+    monkeypatch.setattr(_like, "_APPARMOR", str(enabled))
+    assert _like._label(label) == written
+
+
+@requires_root
+def test_the_targets_label_is_that_of_its_proc_unless_it_is_ours(start, tmp_path):
+    """No kernel here gives labels, so they lie in files over those of the kernel, in a mount namespace of ours."""
+    target = start("uts")
+    for name in ("ours", "theirs"):
+        (tmp_path / name).write_text(f"{name} (enforce)\n")
+
+    def labelled() -> None:
+        nsjoin.unshare("mnt")
+        for label, pid in (("ours", os.getpid()), ("theirs", target.pid)):
+            subprocess.run(["mount", "--bind", f"{tmp_path}/{label}", f"/proc/{pid}/attr/current"], check=True)
+        subprocess.run(
+            ["mount", "--bind", f"{tmp_path}/ours", f"/proc/{os.getpid()}/task/{os.getpid()}/attr/current"], check=True
+        )
+        with nsjoin.Target.from_pid(target.pid) as process, nsjoin.Target.from_pid(os.getpid()) as me:
+            assert _like._own_label(process) == "theirs (enforce)"
+            assert _like._own_label(me) is None
+
+    in_child(labelled)
+
+
 # --- cgroups ----------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +467,8 @@ def cgroup() -> Iterator[str]:
     made = []
     try:
         for folder in folders:
+            if folder.exists():  # this hierarchy is mounted twice
+                continue
             folder.mkdir()
             made.append(folder)
             for file in ("cpuset.cpus", "cpuset.mems"):
@@ -407,10 +506,48 @@ def test_as_the_target_and_what_is_removed_is_told(start, cgroup):
         nsjoin.Popen(["true"], target=os.getpid(), cgroup="/no/such")
 
 
+def version_2() -> str | None:
+    """Where it is mounted."""
+    return next((mount.point for mount in _cgroup._mounts() if not mount.controllers), None)
+
+
+def hierarchy(kind: str) -> Path | None:
+    """Where a hierarchy that freezes is mounted."""
+    for mount in _cgroup._mounts():
+        if "freezer" in mount.controllers if kind == "v1" else not mount.controllers:
+            return Path(mount.point)
+    return None
+
+
+@requires_root
+@pytest.mark.parametrize(
+    ("kind", "file", "frozen", "thawed"),
+    [("v1", "freezer.state", "FROZEN", "THAWED"), ("v2", "cgroup.freeze", "1", "0")],
+)
+@pytest.mark.parametrize("types", [("pid", "uts"), ("uts",)])
+def test_a_frozen_cgroup_holds_up_nobody(start, cgroup, types, kind, file, frozen, thawed):
+    place = hierarchy(kind)
+    if place is None:
+        pytest.skip(f"no cgroup {kind} hierarchy that freezes is mounted here")
+    target = start("pid", "uts")
+    folder = place / cgroup[1:]
+    (folder / file).write_text(frozen)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=cgroup, timeout=0.3)
+    finally:
+        (folder / file).write_text(thawed)
+    for pid in list(_launch._unreaped):  # of version 1, what is frozen cannot even be killed before
+        wait_until_ended(pid)
+    _launch._reap_late()
+    assert not _launch._unreaped
+    assert (folder / "cgroup.procs").read_text() == ""
+
+
 @requires_root
 @requires_program("strace")
-@pytest.mark.skipif(not any(not mount.controllers for mount in _cgroup._mounts()), reason="cgroup v2 is not mounted")
-@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.skipif(version_2() is None, reason="cgroup v2 is not mounted")
+@pytest.mark.parametrize("refused", [None, "EACCES", "ENOSYS"])
 def test_born_in_version_2_where_pid_is_joined(start, cgroup, refused):
     """Also where a clone into it is refused: then it moves."""
     target = start("pid", "mnt")
@@ -419,7 +556,7 @@ def test_born_in_version_2_where_pid_is_joined(start, cgroup, refused):
         f"p = nsjoin.spawn_in({target.pid}, ['cat'], stdin=-1, cgroup={cgroup!r})\n"
         "print(open(f'/proc/{p.pid}/cgroup').read()); p.stdin.close(); p.wait()"
     )
-    inject = ["-e", "inject=clone3:error=EACCES"] if refused else []
+    inject = ["-e", f"inject=clone3:error={refused}"] if refused else []
     done = subprocess.run(
         ["strace", "-f", "-o", "/dev/stderr", "-e", "trace=clone3", *inject, sys.executable, "-c", code],
         capture_output=True,
@@ -453,9 +590,13 @@ def test_a_new_session_keyring_where_all_is_as_the_target(target):
     in_child(with_keyring_of_its_own)
 
 
-def test_no_descriptor_of_ours_is_left(begin):
-    target = begin("user", "mnt", "pid", script="cd /usr")
-    assert sorted(output(target.pid, "ls", "/proc/self/fd", like_target=True).split()) == ["0", "1", "2", "3"]
+@pytest.mark.parametrize("close_fds", [True, False])
+def test_no_descriptor_of_ours_is_left(begin, request, close_fds):
+    target = begin("user", "mnt", "pid", script="cd /usr; echo 321 >/proc/self/oom_score_adj")
+    keywords = {"cgroup": request.getfixturevalue("cgroup")} if IS_ROOT else {}
+    command = ["ls", "/proc/self/fd"]
+    plain = subprocess.run(command, stdout=subprocess.PIPE, text=True, close_fds=close_fds, check=True).stdout
+    assert output(target.pid, *command, like_target=True, close_fds=close_fds, **keywords) == plain
 
 
 def test_aio_takes_the_same_keywords(begin):
