@@ -29,9 +29,11 @@ class _Mount(NamedTuple):
     def directory(self, path: str) -> str | None:
         """Where the cgroup ``path`` is in our file system; None if it is not below what is mounted."""
         root = self.root.rstrip("/")
-        if not (path + "/").startswith(root + "/"):
+        below = path[len(root) :]
+        # "/../x" is outside of our cgroup namespace: cgroup_namespaces(7). In the file system it would be another place
+        if not (path + "/").startswith(root + "/") or ".." in below.split("/"):
             return None
-        return self.point + path[len(root) :]
+        return self.point + below
 
 
 def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
@@ -47,11 +49,14 @@ def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
 
 def of_path(path: str, stack: ExitStack) -> list[Cgroup]:
     """The cgroup ``path`` in every hierarchy that has it, open in ``stack``; JoinError (ENOENT) if none has."""
-    folders = ((mount.directory(path), not mount.controllers) for mount in _mounts())
-    found = [(folder, is_v2) for folder, is_v2 in folders if folder is not None and os.path.isdir(folder)]
+    found: dict[frozenset[str], tuple[str, bool]] = {}
+    for mount in _mounts():
+        folder = mount.directory(path)
+        if folder is not None and os.path.isdir(folder):
+            found.setdefault(mount.controllers, (folder, not mount.controllers))
     if not found:
         raise _error(errno.ENOENT, path, "no mounted cgroup hierarchy has it")
-    return [_open(place, stack) for place in found]
+    return [_open(place, stack) for place in found.values()]
 
 
 def _paths(text: str) -> dict[frozenset[str], str]:
@@ -60,16 +65,16 @@ def _paths(text: str) -> dict[frozenset[str], str]:
 
 
 def _mounts() -> list[_Mount]:
-    """Where cgroup hierarchies are mounted: proc_pid_mountinfo(5)."""
-    found: dict[frozenset[str], _Mount] = {}
+    """Where cgroup hierarchies are mounted, some of them more than once: proc_pid_mountinfo(5)."""
+    found: dict[str, _Mount] = {}
     for line in _procfs.read("thread-self/mountinfo").splitlines():
         before, _, behind = line.partition(" - ")
         kind, _, options = behind.split(" ", 2)
-        if kind not in ("cgroup", "cgroup2"):
-            continue
         root, point = (_unescape(field) for field in before.split(" ")[3:5])
-        controllers = frozenset(options.split(",")) if kind == "cgroup" else frozenset()
-        found.setdefault(controllers, _Mount(controllers, root, point))
+        found.pop(point, None)  # what comes later lies above it: a path leads there
+        if kind in ("cgroup", "cgroup2"):
+            controllers = frozenset(options.split(",")) if kind == "cgroup" else frozenset()
+            found[point] = _Mount(controllers, root, point)
     return list(found.values())
 
 

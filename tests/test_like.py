@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from changed import in_child
+from changed import drop_capability, in_child
 from child import wait_until_ended
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
@@ -509,6 +509,58 @@ def test_as_the_target_and_what_is_removed_is_told(start, cgroup):
 def version_2() -> str | None:
     """Where it is mounted."""
     return next((mount.point for mount in _cgroup._mounts() if not mount.controllers), None)
+
+
+@requires_root
+@pytest.mark.skipif(version_2() is None, reason="cgroup v2 is not mounted")
+@pytest.mark.parametrize("covered", [False, True])
+def test_one_outside_of_our_cgroup_namespace_is_found_where_a_mount_shows_it(start, cgroup, covered):
+    """Its path is "/..", which in a directory of ours would be another place: that beside the mount."""
+    target, point = start("pid", "uts"), version_2()
+
+    def in_a_cgroup_namespace() -> None:
+        Path(f"{point}{cgroup}/cgroup.procs").write_text("0")
+        nsjoin.unshare("cgroup", "mnt")
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        if covered:  # by one that shows only what is below our cgroup
+            for kind in ("tmpfs", "cgroup2"):  # the kernel puts no file system right above itself
+                subprocess.run(["mount", "-t", kind, "none", point], check=True)
+            with pytest.raises(
+                nsjoin.JoinError, match=r"cgroup of /\.\.: .*cgroup2 of .* is not mounted here, or not that"
+            ):
+                nsjoin.Popen(["true"], target=target.pid, cgroup=TARGET)
+            return
+        with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, cgroup=TARGET) as process:
+            assert paths(Path(f"/proc/{process.pid}/cgroup").read_text())[""] == "/.."
+            process.stdin.close()
+
+    in_child(in_a_cgroup_namespace)
+
+
+@requires_root
+def test_a_mount_of_the_hierarchy_that_shows_it_is_found(start, cgroup, tmp_path):
+    """Beside one that shows another part, and one that lies below something else."""
+    target = start("pid", "uts")
+    two = [mount for mount in _cgroup._mounts() if not mount.controllers or "freezer" in mount.controllers]
+
+    def with_more_mounts() -> None:
+        nsjoin.unshare("mnt")
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        for number, mount in enumerate(two):
+            everything = tmp_path / str(number)
+            everything.mkdir()
+            subprocess.run(["mount", "--bind", mount.point, everything], check=True)
+            subprocess.run(["mount", "--bind", mount.point + cgroup, mount.point], check=True)
+            Path(f"{everything}{cgroup}/cgroup.procs").write_text(str(target.pid))
+        with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, cgroup=TARGET) as process:
+            assert list(paths(Path(f"/proc/{process.pid}/cgroup").read_text()).values()).count(cgroup) == len(two)
+            process.stdin.close()
+        with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, cgroup="/") as process:
+            assert set(paths(Path(f"/proc/{process.pid}/cgroup").read_text()).values()) == {"/"}
+            process.stdin.close()
+
+    in_child(with_more_mounts)
+    target.end()  # else its cgroup could not be removed
 
 
 def hierarchy(kind: str) -> Path | None:
