@@ -39,13 +39,14 @@ class _Map(NamedTuple):
     def has_root(self) -> bool:
         return any(inside == 0 and count for inside, _, count in self.ranges)
 
-    def all_inside(self, ids: Sequence[int]) -> Any:
+    def all_inside(self, ids: Sequence[int], step: str) -> Any:
+        """All of them; JoinError, in the name of the system call ``step``, for one that is not mapped."""
         found = tuple(self.inside(id_) for id_ in ids)
         if None not in found:
             return found
         number = ids[found.index(None)]
         reason = f"id {number} of {self.process.words()} is not mapped in its {self.name}"
-        raise error(JoinError, errno.EINVAL, "setresuid", target=self.process.words(), reason=reason)
+        raise error(JoinError, errno.EINVAL, step, target=self.process.words(), reason=reason)
 
 
 def resolve(ids: Ids, process: Process | None, *, joins_user: bool) -> Ids:
@@ -59,14 +60,14 @@ def resolve(ids: Ids, process: Process | None, *, joins_user: bool) -> Ids:
 def _taken(ids: Ids, process: Process, joins_user: bool) -> Ids:
     uids, gids, groups = ids.theirs or (None, None, None)
     if uids is not None and uids != os.getresuid():
-        ids = ids._replace(uid=_Map.of(process, "uid_map").all_inside(uids) if joins_user else uids)
+        ids = ids._replace(uid=_Map.of(process, "uid_map").all_inside(uids, "setresuid") if joins_user else uids)
     if gids is not None and gids != os.getresgid():
-        ids = ids._replace(gid=_Map.of(process, "gid_map").all_inside(gids) if joins_user else gids)
+        ids = ids._replace(gid=_Map.of(process, "gid_map").all_inside(gids, "setresgid") if joins_user else gids)
     if groups is None or sorted(groups) == sorted(os.getgroups()):
         return ids
     if _shim.may_set_groups():  # before the joins: the target's user namespace may deny setgroups(2)
         return ids._replace(groups=groups, groups_first=True)
-    return ids._replace(groups=_Map.of(process, "gid_map").all_inside(groups) if joins_user else groups)
+    return ids._replace(groups=_Map.of(process, "gid_map").all_inside(groups, "setgroups") if joins_user else groups)
 
 
 def _completed(ids: Ids, process: Process | None) -> Ids:

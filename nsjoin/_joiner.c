@@ -166,7 +166,7 @@ static void tell_proc(plan_t *plan, const char *name, const char *text)
 
 static void open_proc(plan_t *plan)
 {
-    begin(plan, NSJOIN_STEP_OOM_SCORE_ADJ);
+    begin(plan, plan->oom_score_adj ? NSJOIN_STEP_OOM_SCORE_ADJ : NSJOIN_STEP_LSM_LABEL);
     long fd = SYS5(openat, K_AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0);
     must(plan, fd);
     plan->proc = (int32_t)fd;

@@ -300,6 +300,10 @@ _CALLS = {
 _OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
 
 
+def _of_environ(failed: Failed) -> str | None:
+    return "it is longer than what execve(2) takes" if failed.errno == errno.E2BIG else None
+
+
 def _of_capability(failed: Failed) -> str | None:
     if failed.errno != errno.EPERM:
         return None
@@ -327,16 +331,23 @@ _UNSHARE_REASONS = {
 
 
 def _of_score(failed: Failed) -> str | None:
-    return "to lower it needs CAP_SYS_RESOURCE" if failed.errno in (errno.EACCES, errno.EPERM) else None
+    if failed.errno in (errno.EACCES, errno.EPERM):
+        return "to lower it needs CAP_SYS_RESOURCE"
+    return _of_proc(failed)
 
 
 def _of_label(failed: Failed) -> str | None:
-    return "no security module here gives labels" if failed.errno in (errno.EINVAL, errno.ENOENT) else None
+    reason = "no security module here gives labels" if failed.errno in (errno.EINVAL, errno.ENOENT) else None
+    return _of_proc(failed) or reason
+
+
+def _of_proc(failed: Failed) -> str | None:
+    return "/proc is not mounted here" if failed.errno == errno.ENOENT and not os.path.exists("/proc/self") else None
 
 
 #: The steps by which a program takes after its target: what they are called, and why they fail.
 _STEPS: dict[At, tuple[str, Callable[[Failed], str | None] | None]] = {
-    At.ENV: ("environ", None),
+    At.ENV: ("environ", _of_environ),
     At.CGROUP: ("cgroup", _of_cgroup),
     At.OOM_SCORE_ADJ: ("oom_score_adj", _of_score),
     At.BOUNDING: ("capabilities", _of_capability),

@@ -211,6 +211,13 @@ def test_an_environment_may_lack_its_last_null_character():
         assert found == f"WORD=theirs\nLAST={'x' * (5000 - 17)}\n"
 
 
+def test_an_environment_that_no_program_could_be_given_is_told():
+    with ended([*REMADE, str(7 << 20)]) as target:
+        with pytest.raises(nsjoin.JoinError, match="environ of process .* longer than what execve") as caught:
+            nsjoin.Popen(["true"], target=target.pid, env=TARGET, namespaces=())
+        assert caught.value.errno == errno.E2BIG
+
+
 def test_an_environment_that_nobody_fills_in_holds_up_nobody():
     """Today's kernel reads it as an empty one; if another waits for it, it is the joiner who waits."""
     with ended([*REMADE, "4096", "hangs"]) as target, contextlib.suppress(subprocess.TimeoutExpired):
@@ -292,6 +299,28 @@ def test_an_id_that_is_not_mapped_there_is_told():
     finally:
         program.kill()
         program.communicate()
+
+
+@requires_root
+@pytest.mark.parametrize(
+    ("keyword", "options", "text"),
+    [
+        ("group", ["--regid", "1001"], r"setresgid .*id 1001 of process \d+ is not mapped in its gid_map"),
+        ("extra_groups", ["--groups", "1002"], r"setgroups .*id 1002 of process \d+ is not mapped in its gid_map"),
+    ],
+)
+def test_the_error_names_the_call_that_sets_such_an_id(keyword, options, text):
+    keep = [] if keyword == "extra_groups" else ["--clear-groups"]
+    command = ["setpriv", *options, *keep, "unshare", "-U", "sh", "-c", "echo go; exec sleep infinity"]
+    with ended(command) as target:
+
+        def refused() -> None:
+            os.setgroups([])
+            drop_capability(CAP_SETGID)  # else groups of any number are set before the user namespace is joined
+            with pytest.raises(nsjoin.JoinError, match=text):
+                nsjoin.Popen(["true"], target=target.pid, **{keyword: TARGET})
+
+        in_child(refused)
 
 
 @requires_root
@@ -454,6 +483,19 @@ def test_the_targets_label_is_that_of_its_proc_unless_it_is_ours(start, tmp_path
             assert _like._own_label(me) is None
 
     in_child(labelled)
+
+
+@requires_root
+@pytest.mark.parametrize("keywords", [{"oom_score_adj": 5}, {"lsm_label": "profile"}])
+def test_what_is_written_to_proc_needs_one(keywords):
+    def without_proc() -> None:
+        nsjoin.unshare("mnt")
+        with nsjoin.Namespace.current("uts") as target:
+            subprocess.run(["umount", "-l", "/proc"], check=True)
+            with pytest.raises(nsjoin.JoinError, match=f"{next(iter(keywords))} .*/proc is not mounted here"):
+                nsjoin.Popen(["true"], target=target, **keywords)
+
+    in_child(without_proc)
 
 
 # --- cgroups ----------------------------------------------------------------------------------------------------------
