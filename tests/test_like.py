@@ -104,8 +104,9 @@ def test_so_does_an_ordinary_user_or_root_with_a_user_namespace(start):
 
 @pytest.mark.parametrize("options", ["--map-current-user", "--map-root-user"])
 def test_so_does_one_with_capabilities_of_its_own_in_a_user_namespace(options):
-    become = "--bounding-set=-all,+net_raw,+kill,+setpcap --inh-caps=+net_raw --ambient-caps=+net_raw --no-new-privs"
-    command = ["unshare", "--user", options, "setpriv", *become.split(), "sh", "-c", "echo go; exec sleep infinity"]
+    become = "--bounding-set=-all,+net_raw,+kill,+setpcap --inh-caps=-all,+net_raw --ambient-caps=-all,+net_raw"
+    script = ["sh", "-c", "echo go; exec sleep infinity"]
+    command = ["unshare", "--user", "--keep-caps", options, "setpriv", "--no-new-privs", *become.split(), *script]
     with ended(command) as target:
         theirs = status(target.pid)
         assert int(theirs["CapAmb"], 16) == 1 << 13
