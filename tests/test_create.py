@@ -97,6 +97,29 @@ def test_the_init_ends_with_its_owner():
 
 
 @requires_root
+def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on():
+    """The fork has copied every descriptor that the owner had, that of the tie among them."""
+    reader, writer = os.pipe()
+    ends, held = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(held)
+        made = nsjoin.create("pid")
+        if os.fork() == 0:
+            os.write(writer, b"%d" % made.pid)
+        os.read(ends, 1)
+        os._exit(0)
+    try:
+        with nsjoin.Target.from_pid(int(os.read(reader, 20))) as init:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            assert select.select([init], [], [], 60)[0]
+    finally:
+        for fd in (reader, writer, ends, held):
+            os.close(fd)
+
+
+@requires_root
 def test_a_kept_init_outlives_close():
     made = nsjoin.create("pid", keep=True)
     made.close()
