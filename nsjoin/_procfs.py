@@ -44,7 +44,11 @@ def keep(is_away: Callable[[], bool]) -> None:
         kept = fcntl.fcntl(fd, _F_DUPFD_CLOEXEC, 3)  # where a child's stdio goes, it would be in the way
     finally:
         os.close(fd)
-    status = os.fstat(kept)
+    try:
+        status = os.fstat(kept)
+    except OSError:
+        os.close(kept)
+        raise
     _kept, _identity = kept, (status.st_dev, status.st_ino)
 
 
@@ -52,7 +56,9 @@ def _is_ours() -> bool:
     # A program that closes all descriptors it does not know, as daemons do, may have given the number away.
     try:
         status = os.fstat(_kept)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise  # it is still open: another one beside it would never be closed
         return False
     return (status.st_dev, status.st_ino) == _identity
 
