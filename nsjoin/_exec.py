@@ -11,6 +11,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from . import _procfs
 from ._nstype import BY_NAME, NSTYPES
 from ._spawn import Popen
 from ._target import TARGET, Target
@@ -284,6 +285,14 @@ class _Signalled(BaseException):
     """A second signal before the program runs: its start hangs."""
 
 
+def _ignored_signals() -> int:
+    """As bits, from the kernel: PyPy's signal.getsignal does not know what was ignored before it started."""
+    for line in _procfs.read("self/status").splitlines():
+        if line.startswith("SigIgn:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
 class _Signals:
     """Passes signals on to the program. The first that comes before it runs is kept for it, the second ends the start.
 
@@ -296,8 +305,9 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
+        ignored = _ignored_signals()
         for number in (signal.Signals[name] for name in _FORWARDED):
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if not ignored >> number - 1 & 1:
                 self._before[number] = signal.signal(number, self._take)
         # ignored, it would take the exit status away
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
