@@ -68,7 +68,9 @@ def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Nam
 
     ``"pid"`` is the exception: a PID namespace lives as long as its init. So there is one, about 10 kB large, which
     reaps what is orphaned inside; the result is a ``PidNamespace``, whose ``close`` ends it and with it everything
-    inside. It ends with this program too, however that ends; with ``keep=True`` it ends only when it is killed.
+    inside. It ends with this program too, however that ends; with ``keep=True`` it ends only when it is killed. Its
+    root directory is empty, in a mount namespace of its own, and its other namespaces are ours: join the
+    ``PidNamespace``, not its ``pid``.
 
     ``user``: the user namespace that is to own it, None for our own. Without CAP_SYS_ADMIN, make a ``"user"`` first and
     the others in it. It is entered in a forked child (see ``call_in``); not for ``"pid"``.
@@ -269,6 +271,9 @@ def _error(number: int, at: int, row: NsType) -> OSError:
     if at == lib.NSJOIN_HOLD_OFFSETS:
         reason = _OFFSET_REASONS.get(number)
         return error(NamespaceError, number, "timens_offsets", nstype=row.name, reason=reason)
+    if at == lib.NSJOIN_HOLD_ROOT:
+        reason = "its init could not be given an empty root directory: mount(2) of a tmpfs, pivot_root(2)"
+        return error(NamespaceError, number, "create", nstype=row.name, reason=reason)
     return OSError(number, os.strerror(number))
 
 

@@ -567,7 +567,10 @@ def end(pid: int, *, leads_group: bool = False) -> None:
     except ChildProcessError:
         return  # not ours any more, so not ours to kill: somebody else has reaped it
     _unreaped.add(pid)
-    os.kill(pid, signal.SIGKILL)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended just now, and the kernel has reaped it, since SIGCHLD is ignored here
     if leads_group:
         _kill_group(pid)
     if _reap(pid, _REAP_SECONDS):

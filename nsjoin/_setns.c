@@ -818,7 +818,7 @@ struct holding {
     int n_offsets;
 };
 
-/* Its own stdio and no other descriptor, no terminal, no directory: it may live long. */
+/* Its own stdio and no other descriptor, no terminal: it may live long. */
 static int leave_everything(const struct holding *holding)
 {
     static const unsigned long ignore[5] = {1}; /* SIG_IGN; no flags, no restorer, empty mask */
@@ -837,7 +837,7 @@ static int leave_everything(const struct holding *holding)
     syscall(SYS_setsid);
     /* SIG_IGN outlives execve, and means that the kernel reaps the orphans that an init gets */
     syscall(SYS_rt_sigaction, SIGCHLD, ignore, NULL, K_SIGSET_SIZE);
-    return result(syscall(SYS_chdir, "/"));
+    return result(syscall(SYS_chdir, "/")); /* no directory is kept busy by it */
 }
 
 /* Offsets can be set until the first process is born in the namespace, or enters it by execve (Linux 6.2). */
@@ -851,11 +851,49 @@ static int set_offsets(const char *offsets, int n)
     return error;
 }
 
+/* From a root that is only a directory, as of a chroot, to that of the mount namespace: setns(2) goes there. */
+static int go_to_first_root(void)
+{
+    int fd = result(syscall(SYS_openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
+    if (fd < 0)
+        return fd;
+    int error = result(syscall(SYS_setns, fd, CLONE_NEWNS));
+    syscall(SYS_close, fd);
+    return error;
+}
+
+static int make_mounts_private(void)
+{
+    return result(syscall(SYS_mount, "none", "/", NULL, MS_REC | MS_PRIVATE, NULL));
+}
+
+/* Whoever is inside and has all capabilities that the init has may go to its root directory, through /proc/1/root. Ours
+ * would be the way out of whatever he is confined to; here is nothing. Nor does it keep our mounts busy. */
+static int leave_root(void)
+{
+    int error = make_mounts_private();
+    if (error == -EINVAL && (error = go_to_first_root()) == 0)
+        error = make_mounts_private();
+    if (error < 0)
+        return error;
+    /* on the root, as there may be no other directory: ".." leads from the root to what is mounted on it */
+    const unsigned long flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    if (syscall(SYS_mount, "nsjoin", "/", "tmpfs", flags, "mode=555,nr_inodes=1") < 0 || syscall(SYS_chdir, "/..") < 0)
+        return -errno;
+    if (syscall(SYS_pivot_root, ".", ".") == 0)
+        return result(syscall(SYS_umount2, ".", MNT_DETACH));
+    return errno == EINVAL ? result(syscall(SYS_chroot, ".")) : -errno; /* EINVAL: an initramfs, which stays below */
+}
+
 static int prepare_holder(const struct holding *holding, int32_t *step)
 {
     const struct nsjoin_hold *hold = holding->hold;
     *step = NSJOIN_HOLD_STDIO;
     int error = leave_everything(holding);
+    if (error == 0 && (hold->nstypes & CLONE_NEWPID)) {
+        *step = NSJOIN_HOLD_ROOT;
+        error = leave_root();
+    }
     if (error == 0 && (hold->nstypes & K_CLONE_NEWTIME)) {
         *step = NSJOIN_HOLD_TIME;
         error = result(syscall(SYS_unshare, K_CLONE_NEWTIME));
@@ -890,7 +928,9 @@ static int become_holder(void *argument)
 static int start_holder(struct holding *holding)
 {
     _Alignas(64) char stack[16384];
-    const int nstypes = (int)(holding->hold->nstypes & ~(uint32_t)K_CLONE_NEWTIME);
+    int nstypes = (int)(holding->hold->nstypes & ~(uint32_t)K_CLONE_NEWTIME);
+    if (nstypes & CLONE_NEWPID) /* for leave_root */
+        nstypes |= CLONE_NEWNS;
     const int flags = nstypes | CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD;
     int pid = clone(become_holder, stack + sizeof stack, flags, holding, &holding->hold->pid);
     if (pid < 0 && errno == EINVAL) /* as in start; and a type that the kernel lacks is EINVAL again */

@@ -226,7 +226,8 @@ void nsjoin_finish(struct nsjoin_work *work);
 
 /* What is under way when a holder does not come to life. */
 enum nsjoin_hold_step {
-    NSJOIN_HOLD_CLONE, NSJOIN_HOLD_STDIO, NSJOIN_HOLD_TIME, NSJOIN_HOLD_OFFSETS, NSJOIN_HOLD_PROPAGATION, NSJOIN_HOLD_EXEC
+    NSJOIN_HOLD_CLONE, NSJOIN_HOLD_STDIO, NSJOIN_HOLD_ROOT, NSJOIN_HOLD_TIME, NSJOIN_HOLD_OFFSETS,
+    NSJOIN_HOLD_PROPAGATION, NSJOIN_HOLD_EXEC
 };
 /* A process that is born in new namespaces and keeps them, as the init of a PID namespace too: the joiner, waiting for a
  * plan that never comes, until nobody has the other end of its stdin any more. */

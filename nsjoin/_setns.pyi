@@ -73,6 +73,7 @@ class _Lib:
     NSJOIN_AGAIN: Final[int]
     NSJOIN_HOLD_CLONE: Final[int]
     NSJOIN_HOLD_STDIO: Final[int]
+    NSJOIN_HOLD_ROOT: Final[int]
     NSJOIN_HOLD_TIME: Final[int]
     NSJOIN_HOLD_OFFSETS: Final[int]
     NSJOIN_HOLD_PROPAGATION: Final[int]

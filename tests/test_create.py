@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import select
+import signal
+import subprocess
+from typing import Any
 
 import pytest
+from changed import NR, Filter
 from child import become_ordinary_user, in_child
 from conftest import requires_root
 
 import nsjoin
+from nsjoin import _launch, _shim
+
+SYS_MOUNT = {"x86_64": 165, "aarch64": 40}[platform.machine()]
 
 TYPES = ["mnt", "uts", "ipc", "net", "cgroup", "user", "time", "pid"]
 
@@ -119,6 +127,24 @@ def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on():
             os.close(fd)
 
 
+def end_one_that_the_kernel_reaps() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with subprocess.Popen(["true"]) as process:
+        gone = process.pid
+
+    def ends_right_after(pid: int, options: int, waitpid: Any = os.waitpid) -> tuple[int, int]:
+        return (0, 0) if options else waitpid(pid, options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "waitpid", ends_right_after)
+        _launch.end(gone)
+    assert gone not in _launch._unreaped
+
+
+def test_where_sigchld_is_ignored_an_init_may_go_at_any_moment():
+    in_child(end_one_that_the_kernel_reaps)
+
+
 @requires_root
 def test_a_kept_init_outlives_close():
     made = nsjoin.create("pid", keep=True)
@@ -133,13 +159,83 @@ def test_an_argument_of_another_type_is_refused(nstype, options):
         nsjoin.create(nstype, **options)
 
 
+LOOK_OUT = "mount -t proc none /proc && exec {}ls -A /proc/1/root/"
+CONFINED = "setpriv --bounding-set=-all --inh-caps=-all "
+
+
 @requires_root
-def test_nobody_inside_without_power_over_it_looks_out_through_the_init():
-    """Its root directory is ours, and whoever has its uid could go there, if it were dumpable: ptrace(2)."""
-    look = "mount -t proc none /proc && exec setpriv --bounding-set=-all --inh-caps=-all readlink /proc/1/root"
+def test_nobody_inside_looks_out_through_the_init():
+    """Its root directory is empty; who has its uid, and no power over it, may not even go there: ptrace(2)."""
     with nsjoin.create("pid") as space:
-        done = nsjoin.run_in([space], ["sh", "-c", look], unshare=("mnt",), stdout=-1)
-        assert (done.returncode, done.stdout) == (1, b"")
-        seen = nsjoin.run_in([space], ["sh", "-c", look.partition("exec")[0] + "readlink /proc/1/root"],
-                             unshare=("mnt",), stdout=-1)  # fmt: skip
-        assert seen.stdout == b"/\n"
+        for how, status in ((CONFINED, 2), ("", 0)):
+            look = ["sh", "-c", LOOK_OUT.format(how)]
+            done = nsjoin.run_in([space], look, unshare=("mnt",), capture_output=True)
+            assert (done.returncode, done.stdout) == (status, b""), done
+
+
+def only_an_empty_root(pid: int) -> None:
+    with open(f"/proc/{pid}/mountinfo") as file:
+        (root,) = [line for line in file if line.split()[4] == "/" and " - tmpfs " in line]
+    assert root.split()[5].startswith("ro,")
+    assert os.listdir(f"/proc/{pid}/root") == os.listdir(f"/proc/{pid}/root/..") == []
+
+
+@requires_root
+def test_nothing_of_our_mounts_stays_busy_and_none_of_its_own_is_seen():
+    with open("/proc/self/mountinfo") as ours:
+        before = ours.read()
+        with nsjoin.create("pid") as space, open(f"/proc/{space.pid}/mountinfo") as its:
+            only_an_empty_root(space.pid)
+            assert len(its.readlines()) == 1
+            ours.seek(0)
+            assert ours.read() == before
+
+
+@requires_root
+def test_in_a_chroot_its_root_is_empty_too(tmp_path):
+    """Which is no mount point, as mount(2) and pivot_root(2) want it."""
+
+    def change_root() -> None:
+        nsjoin.unshare("mnt")
+        _shim.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
+        (tmp_path / "proc").mkdir()
+        _shim.mount("/proc", str(tmp_path / "proc"), 1 << 12)  # MS_BIND
+        os.chroot(tmp_path)
+        os.chdir("/")
+
+    in_child(with_an_empty_root, change_root)
+
+
+def with_an_empty_root() -> None:
+    with nsjoin.create("pid") as space:
+        only_an_empty_root(space.pid)
+
+
+def no_mount() -> None:
+    without_mount = Filter()
+    without_mount.load(NR)
+    without_mount.refuse_if(SYS_MOUNT, errno.EACCES)
+    without_mount.install()
+    with pytest.raises(nsjoin.NamespacePermissionError, match="empty root directory") as caught:
+        nsjoin.create("pid")
+    assert (caught.value.step, caught.value.nstype) == ("create", "pid")
+
+
+@requires_root
+def test_there_is_no_init_with_our_root():
+    in_child(no_mount)
+
+
+def with_an_init_in_a_user_namespace() -> None:
+    with nsjoin.create("user") as user:
+        assert nsjoin.call_in(user, output_in_a_new_pid_namespace) == "2"
+
+
+def output_in_a_new_pid_namespace() -> str:
+    with nsjoin.create("pid") as space:
+        only_an_empty_root(space.pid)
+        return nsjoin.run_in([space], ["sh", "-c", "echo $$"], stdout=-1, text=True).stdout.strip()
+
+
+def test_an_ordinary_user_makes_one_in_a_user_namespace():
+    in_child(with_an_init_in_a_user_namespace, become_ordinary_user)
