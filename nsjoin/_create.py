@@ -12,14 +12,14 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from weakref import WeakSet
 
-from . import _idmap, _launch
+from . import _idmap, _launch, _reason
 from ._call import call_in
 from ._namespace import Namespace
 from ._nstype import BY_NAME, lookup
 from ._process import Process, own_pid_namespace_is_left
 from ._shim import ffi, lib
 from ._unshare import refusal
-from .exceptions import NamespaceError, error
+from .exceptions import JoinError, NamespaceError, error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ _PROPAGATION = {"private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20, "unchan
 
 
 @overload
-def create(nstype: Literal["pid"], *, user: None = None, keep: bool = False) -> PidNamespace: ...
+def create(nstype: Literal["pid"], *, user: Namespace | None = None, keep: bool = False) -> PidNamespace: ...
 @overload
 def create(
     nstype: str,
@@ -73,7 +73,7 @@ def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Nam
     ``PidNamespace``, not its ``pid``.
 
     ``user``: the user namespace that is to own it, None for our own. Without CAP_SYS_ADMIN, make a ``"user"`` first and
-    the others in it. It is entered in a forked child (see ``call_in``); not for ``"pid"``.
+    the others in it. It is entered in a forked child (see ``call_in``).
 
     ``uid_map``, ``gid_map`` of a ``"user"``: ranges (first id inside, first id outside, count), or ``"root"``: our own
     id is 0 inside; ``"current"``: it is the same inside; ``"auto"``: it is 0, and from 1 on come our subordinate ones
@@ -91,16 +91,23 @@ def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Nam
     """
     row = lookup(nstype)
     wanted = _wanted(row, options)
+    owner = _foreign(user)
+    if owner is None or row is PID:  # its init has to be our child
+        return _make(wanted, owner)
+    with call_in(owner, _make_file, wanted) as file:
+        return Namespace.from_fd(file.fileno())
+
+
+def _foreign(user: Namespace | None) -> Namespace | None:
+    """The user namespace that is to be the owner, None for our own."""
     if user is None:
-        return _make(wanted)
+        return None
     if not isinstance(user, Namespace):
         raise TypeError(f"user is a Namespace, not {type(user).__name__}")
     if user.nstype != "user":
         raise ValueError(f"user is a user namespace, not a {user.nstype} namespace")
-    if row is PID:
-        raise ValueError("a PID namespace is made in our own user namespace only: its init would not be our child")
-    with call_in(user, _make_file, wanted) as file:
-        return Namespace.from_fd(file.fileno())
+    with Namespace.current("user") as own:
+        return None if user == own else user
 
 
 class PidNamespace(Namespace):
@@ -166,8 +173,8 @@ def _make_file(wanted: _Wanted) -> FileIO:
         return open(os.dup(namespace.fileno()), "rb", buffering=0)
 
 
-def _make(wanted: _Wanted) -> Namespace:
-    holder = _Holder(wanted)
+def _make(wanted: _Wanted, user: Namespace | None = None) -> Namespace:
+    holder = _Holder(wanted, user)
     is_kept = False
     try:
         holder.start(wanted)
@@ -195,11 +202,12 @@ class _Holder:
     What C knows of it stays in one place, so that no exception loses its pid.
     """
 
-    __slots__ = ("__weakref__", "_hold", "_owner", "pid")
+    __slots__ = ("__weakref__", "_hold", "_owner", "_user", "pid")
 
-    def __init__(self, wanted: _Wanted) -> None:
-        hold = (wanted.row.flag, wanted.propagation, wanted.keep, -1, 0, 0)
+    def __init__(self, wanted: _Wanted, user: Namespace | None) -> None:
+        hold = (wanted.row.flag, wanted.propagation, user.fileno() if user else -1, wanted.keep, -1, 0, 0)
         self._hold: CData = ffi.new("struct nsjoin_hold *", hold)
+        self._user = user
         self._owner = os.getpid()
         self.pid = 0  # still to be read when it is reaped, and the number may be another's
         _holders.add(self)
@@ -228,7 +236,7 @@ class _Holder:
             self._kill()
             self._start(wanted)
             return
-        raise _error(number, at, wanted.row)
+        raise _error(number, at, wanted.row, self._user)
 
     def close(self) -> None:
         """End the process, unless it is to stay or another process's."""
@@ -265,7 +273,9 @@ def _untie_those_of_the_parent() -> None:
 os.register_at_fork(after_in_child=_untie_those_of_the_parent)
 
 
-def _error(number: int, at: int, row: NsType) -> OSError:
+def _error(number: int, at: int, row: NsType, user: Namespace | None) -> OSError:
+    if at == lib.NSJOIN_HOLD_USER and user is not None:
+        return error(JoinError, number, "setns", nstype="user", reason=_reason.of_setns(number, user))
     if at in (lib.NSJOIN_HOLD_CLONE, lib.NSJOIN_HOLD_TIME):
         return refusal(number, "create", (row,))
     if at == lib.NSJOIN_HOLD_OFFSETS:

@@ -51,7 +51,7 @@ enum {
     K_CLONE_NEWTIME = 0x80, /* clone(2) has no bit for it: there it would be a part of the signal */
     K_OPEN_TREE_CLONE = 1, K_MOVE_MOUNT_F_EMPTY_PATH = 4, K_MOVE_MOUNT_T_EMPTY_PATH = 0x40, /* linux/mount.h */
     K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
-    K_PR_SET_PDEATHSIG = 1, K_PR_SET_DUMPABLE = 4,
+    K_PR_SET_PDEATHSIG = 1, K_PR_SET_DUMPABLE = 4, K_WALL = 0x40000000,
     K_CAP_SYS_PTRACE = 19, K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8, K_RLIMIT_NOFILE = 7
 };
 
@@ -458,8 +458,9 @@ static int become_joiner(void *argument)
     static char *const no_environment[] = {NULL};
     const struct launch *launch = argument;
     int32_t report[3] = {NSJOIN_STEP_LAUNCH, 0, 0}; /* step, index, error */
-    /* Once more, for kernels that do not tell beforehand: the kernel has written how the caller sees us. If that is not how we do, setns(CLONE_NEWPID) came before: we could
-     * join only descendants of that namespace, and the pid of our child would be written as seen from it. */
+    /* Once more, for kernels that do not tell beforehand: the kernel has written how the caller sees us. If that is not how
+     * we do, setns(CLONE_NEWPID) came before: we could join only descendants of that namespace, and the pid of our child
+     * would be written as seen from it. */
     if (launch->at_home && syscall(SYS_getpid) != launch->work->joiner) {
         report[2] = EXDEV;
     } else {
@@ -812,7 +813,7 @@ int nsjoin_receive(struct nsjoin_call *call, char *text)
 struct holding {
     struct nsjoin_hold *hold;
     int32_t tie[2]; /* a pipe */
-    struct { int32_t step, error; } *report; /* shared also where the memory is not */
+    struct { int32_t step, error, pid; } *report; /* shared also where the memory is not */
     int image;
     const char *offsets;
     int n_offsets;
@@ -925,17 +926,55 @@ static int become_holder(void *argument)
     _exit(127);
 }
 
-static int start_holder(struct holding *holding)
+static int start_holder(struct holding *holding, int flags)
 {
     _Alignas(64) char stack[16384];
-    int nstypes = (int)(holding->hold->nstypes & ~(uint32_t)K_CLONE_NEWTIME);
-    if (nstypes & CLONE_NEWPID) /* for leave_root */
-        nstypes |= CLONE_NEWNS;
-    const int flags = nstypes | CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD;
-    int pid = clone(become_holder, stack + sizeof stack, flags, holding, &holding->hold->pid);
+    flags |= (int)(holding->hold->nstypes & ~(uint32_t)K_CLONE_NEWTIME) | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD;
+    int pid = clone(become_holder, stack + sizeof stack, flags | CLONE_VM, holding, &holding->report->pid);
     if (pid < 0 && errno == EINVAL) /* as in start; and a type that the kernel lacks is EINVAL again */
-        pid = clone(become_holder, stack + sizeof stack, flags & ~CLONE_VM, holding, &holding->hold->pid);
-    return result(pid);
+        pid = clone(become_holder, stack + sizeof stack, flags, holding, &holding->report->pid);
+    return pid < 0 ? -errno : 0;
+}
+
+static int join_user(const struct holding *holding)
+{
+    /* this is a copy of the caller, which nobody in the user namespace is to look into: a change of credentials shows it */
+    if (syscall(SYS_prctl, K_PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || syscall(SYS_setns, holding->hold->user, CLONE_NEWUSER) < 0)
+        return -errno;
+    return result(syscall(SYS_prctl, K_PR_SET_DUMPABLE, 0, 0, 0, 0));
+}
+
+/* A process between the caller and the init, in memory of its own: in the caller's, whose credentials stay as they are, it
+ * may not change the dumpable flag. The init becomes the caller's child all the same. */
+static int become_middle(void *argument)
+{
+    struct holding *holding = argument;
+    holding->report->step = NSJOIN_HOLD_USER;
+    int error = join_user(holding);
+    if (error == 0) {
+        holding->report->step = NSJOIN_HOLD_CLONE;
+        error = start_holder(holding, CLONE_NEWNS | CLONE_PARENT);
+    }
+    if (error < 0)
+        holding->report->error = error;
+    _exit(0);
+}
+
+static int start_middle(struct holding *holding)
+{
+    _Alignas(64) char stack[32768];
+    int pid = clone(become_middle, stack + sizeof stack, CLONE_VFORK | SIGCHLD, holding);
+    if (pid < 0)
+        return -errno;
+    syscall(SYS_wait4, pid, NULL, K_WALL, NULL); /* ECHILD: reaped by the kernel (SIGCHLD is ignored) or another thread */
+    return holding->report->error == 0 && holding->report->pid == 0 ? -ECHILD : 0; /* killed */
+}
+
+static int start_any(struct holding *holding)
+{
+    if (holding->hold->user >= 0)
+        return start_middle(holding);
+    return start_holder(holding, holding->hold->nstypes & CLONE_NEWPID ? CLONE_NEWNS : 0); /* for leave_root */
 }
 
 static int hold_in_report(struct holding *holding)
@@ -943,10 +982,11 @@ static int hold_in_report(struct holding *holding)
     uint64_t mask;
     int error = nsjoin_block_signals(&mask);
     if (error == 0) {
-        error = start_holder(holding);
+        error = start_any(holding);
         nsjoin_restore_signals(&mask);
     }
     holding->hold->step = holding->report->step;
+    holding->hold->pid = holding->report->pid;
     return error < 0 ? error : holding->report->error;
 }
 

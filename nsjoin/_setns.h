@@ -226,7 +226,7 @@ void nsjoin_finish(struct nsjoin_work *work);
 
 /* What is under way when a holder does not come to life. */
 enum nsjoin_hold_step {
-    NSJOIN_HOLD_CLONE, NSJOIN_HOLD_STDIO, NSJOIN_HOLD_ROOT, NSJOIN_HOLD_TIME, NSJOIN_HOLD_OFFSETS,
+    NSJOIN_HOLD_CLONE, NSJOIN_HOLD_USER, NSJOIN_HOLD_STDIO, NSJOIN_HOLD_ROOT, NSJOIN_HOLD_TIME, NSJOIN_HOLD_OFFSETS,
     NSJOIN_HOLD_PROPAGATION, NSJOIN_HOLD_EXEC
 };
 /* A process that is born in new namespaces and keeps them, as the init of a PID namespace too: the joiner, waiting for a
@@ -234,6 +234,7 @@ enum nsjoin_hold_step {
 struct nsjoin_hold {
     uint32_t nstypes;           /* CLONE_NEW* */
     uint32_t propagation;       /* MS_PRIVATE, ...: of all mounts in a new mount namespace, 0: as they are */
+    int32_t user;               /* a user namespace to be born in, as the init of a PID namespace; -1: ours */
     int32_t stays;              /* it has the other end itself */
     int32_t tie;                /* ours to close, -1: none */
     int32_t pid;                /* of the holder, our child, once it has been started */

@@ -72,6 +72,7 @@ class _Lib:
     NSJOIN_TRY: Final[int]
     NSJOIN_AGAIN: Final[int]
     NSJOIN_HOLD_CLONE: Final[int]
+    NSJOIN_HOLD_USER: Final[int]
     NSJOIN_HOLD_STDIO: Final[int]
     NSJOIN_HOLD_ROOT: Final[int]
     NSJOIN_HOLD_TIME: Final[int]

@@ -226,6 +226,52 @@ def test_there_is_no_init_with_our_root():
     in_child(no_mount)
 
 
+def make_pid_namespace_in_user_namespace() -> None:
+    with nsjoin.create("user") as user, nsjoin.create("pid", user=user) as space:
+        with space.owner() as owner:
+            assert owner == user
+        only_an_empty_root(space.pid)
+        shown = nsjoin.run_in([user, space], ["sh", "-c", "echo $$; readlink /proc/self/ns/user"], stdout=-1, text=True)
+        assert shown.stdout.split() == ["2", f"user:[{user.id.ino}]"]
+        with open("/proc/self/status") as status:  # a change of our credentials would show in the owner of this file
+            assert os.fstat(status.fileno()).st_uid == os.geteuid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(space.pid, 0)
+
+
+@requires_root
+def test_an_init_is_born_in_another_user_namespace():
+    in_child(make_pid_namespace_in_user_namespace)
+
+
+def test_an_ordinary_users_init_is_born_in_his_user_namespace():
+    in_child(make_pid_namespace_in_user_namespace, become_ordinary_user)
+
+
+@requires_root
+def test_no_init_is_born_in_a_user_namespace_that_may_not_be_joined():
+    with nsjoin.create("user") as roots:
+
+        def make() -> None:
+            with pytest.raises(nsjoin.JoinPermissionError, match="made by uid 0; we are uid 65534") as caught:
+                nsjoin.create("pid", user=roots)
+            assert (caught.value.step, caught.value.nstype) == ("setns", "user")
+
+        in_child(make, become_ordinary_user)
+
+
+def make_in_own_user_namespace() -> None:
+    with nsjoin.Namespace.current("user") as own:
+        for nstype in ("pid", "uts"):
+            with nsjoin.create(nstype, user=own) as made, made.owner() as owner:
+                assert owner == own
+
+
+@requires_root
+def test_our_own_user_namespace_is_the_owner_as_without_user():
+    make_in_own_user_namespace()
+
+
 def with_an_init_in_a_user_namespace() -> None:
     with nsjoin.create("user") as user:
         assert nsjoin.call_in(user, output_in_a_new_pid_namespace) == "2"
