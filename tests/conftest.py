@@ -95,6 +95,17 @@ def requires_program(name: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _heed_signals() -> None:
+    """nohup(1) ignores these signals, and a shell for what it runs in the background; programs are born with that.
+
+    A handler that does nothing is as good for us, and becomes the default action where a program begins.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _warm_up() -> None:
     """What is kept for the process's lifetime is made now: the sealed joiner, and this thread's own pidfd."""
     _launch._image.open()
