@@ -611,8 +611,9 @@ static plan_t *map_plan(long fd)
 /* argv is {name, number of the plan's descriptor, NULL}, or one more where there will be no plan. */
 static void start(char **argv)
 {
-    /* the init of a new PID namespace (_create.py) stays in map_plan, with our root directory, which /proc/1/root is */
-    if (argv[2] && SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+    /* the init of a new PID namespace (_create.py) stays in map_plan: nobody inside looks into it, or goes to the directory
+     * of /proc that it may have been started in */
+    if (argv[2] && (SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || SYS1(chdir, "/") < 0))
         leave();
     plan_t *plan = map_plan(number(argv[1]));
     begin(plan, NSJOIN_STEP_PLAN);

@@ -17,8 +17,13 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from nsjoin import _launch, _shim
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import pytest
 
 NOBODY = 65534
 CAP_SYS_CHROOT, CAP_SYS_ADMIN = 18, 21
@@ -194,3 +199,11 @@ def become_old_kernel(*, pidfds: bool) -> None:
     old.mask(0xFF00)
     old.refuse_if(0xFF00, errno.ENOTTY)  # every request on a pidfd
     old.install()
+
+
+def memfds_do_not_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """They are made, but refused at exec, as a security module does it; temporary files are in ``folder``."""
+    create, exec_flag, noexec_seal = _shim.memfd_create, 16, 8
+    monkeypatch.setattr(_launch, "_image", _launch._Image())
+    monkeypatch.setattr(_shim, "memfd_create", lambda name, flags: create(name, flags & ~exec_flag | noexec_seal))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))

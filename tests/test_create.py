@@ -11,9 +11,10 @@ import subprocess
 from typing import Any
 
 import pytest
-from changed import NR, Filter
+from changed import NR, Filter, memfds_do_not_run
 from child import become_ordinary_user, in_child
 from conftest import requires_root
+from faults.kernels import FEATURES, refuse
 
 import nsjoin
 from nsjoin import _launch, _shim
@@ -75,6 +76,34 @@ def test_a_limit_is_named():
             nsjoin.call_in(user, reach_the_limit)
 
     in_child(own_limits)
+
+
+def make_and_use() -> None:
+    for nstype in ("uts", "pid"):
+        with nsjoin.create(nstype) as made:
+            assert nsjoin.run_in(made, ["true"]).returncode == 0
+            if isinstance(made, nsjoin.PidNamespace):
+                only_an_empty_root(made.pid)
+                assert os.listdir(f"/proc/{made.pid}/cwd") == []
+
+
+@requires_root
+@pytest.mark.parametrize("forbidden", [False, True])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_what_the_kernel_lacks_is_done_without(feature, forbidden):
+    def refuse_it() -> None:
+        refuse([feature], forbidden=forbidden)
+        nsjoin.Namespace.current("uts").close()  # what is kept from before the fork is not used any more
+
+    in_child(make_and_use, refuse_it)
+
+
+@requires_root
+def test_where_a_memfd_is_made_but_does_not_run_a_file_serves(monkeypatch, tmp_path):
+    memfds_do_not_run(monkeypatch, tmp_path)
+    make_and_use()
+    assert not _launch._image._memfd_runs
+    assert os.listdir(tmp_path) == []
 
 
 @requires_root

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from changed import NOBODY, join
+from changed import NOBODY, join, memfds_do_not_run
 from child import Held, children, expired, held, held_program, in_child
 from conftest import IS_ROOT, Running, dumpable, requires_program, requires_root
 
@@ -268,17 +268,10 @@ def test_where_memfds_cannot_be_executed_a_file_serves_and_none_is_left(target, 
 
 
 def test_where_a_memfd_is_made_but_does_not_run_a_file_serves(target, monkeypatch, tmp_path):
-    # as a security module has it that is asked at exec only
-    create, exec_flag, noexec_seal = _shim.memfd_create, 16, 8
-    monkeypatch.setattr(_launch, "_image", _launch._Image())
-    monkeypatch.setattr(_shim, "memfd_create", lambda name, flags: create(name, flags & ~exec_flag | noexec_seal))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    try:
-        for _ in range(2):
-            assert nsjoin.run_in(target.pid, ["sh", "-c", "exit 7"]).returncode == 7
-        assert not _launch._image._memfd_runs  # and it is closed: the guard of the tests would see it
-    finally:
-        _launch._image.memfd_does_not_run()
+    memfds_do_not_run(monkeypatch, tmp_path)
+    for _ in range(2):
+        assert nsjoin.run_in(target.pid, ["sh", "-c", "exit 7"]).returncode == 7
+    assert not _launch._image._memfd_runs  # and it is closed: the guard of the tests would see it
     assert os.listdir(tmp_path) == []
 
 
