@@ -22,18 +22,26 @@ if TYPE_CHECKING:
 
 
 class _Mount(NamedTuple):
+    device: int  # st_dev of everything in this hierarchy
     controllers: frozenset[str]  # empty: version 2
     root: str
     point: str
 
-    def directory(self, path: str) -> str | None:
-        """Where the cgroup ``path`` is in our file system; None if it is not below what is mounted."""
+    def below(self, path: str) -> str | None:
+        """The cgroup ``path`` as seen from the mount point; None if it is not a part of what can be seen there."""
         root = self.root.rstrip("/")
         below = path[len(root) :]
         # "/../x" is outside of our cgroup namespace: cgroup_namespaces(7). In the file system it would be another place
         if not (path + "/").startswith(root + "/") or ".." in below.split("/"):
             return None
-        return self.point + below
+        return below.strip("/") or "." if self._is_seen() else None
+
+    def _is_seen(self) -> bool:
+        """Whether its mount point does not lie below another mount."""
+        try:
+            return os.stat(self.point).st_dev == self.device
+        except OSError:
+            return False
 
 
 def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
@@ -44,19 +52,23 @@ def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
     if not other:
         return []
     mounts = _mounts()
-    return [_open(_find(mounts, controllers, path, process), stack) for controllers, path in other.items()]
+    return [_open(*_find(mounts, controllers, path, process), stack) for controllers, path in other.items()]
 
 
 def of_path(path: str, stack: ExitStack) -> list[Cgroup]:
     """The cgroup ``path`` in every hierarchy that has it, open in ``stack``; JoinError (ENOENT) if none has."""
-    found: dict[frozenset[str], tuple[str, bool]] = {}
+    found: dict[frozenset[str], Cgroup] = {}
     for mount in _mounts():
-        folder = mount.directory(path)
-        if folder is not None and os.path.isdir(folder):
-            found.setdefault(mount.controllers, (folder, not mount.controllers))
+        below = mount.below(path)
+        if below is not None and mount.controllers not in found:
+            try:
+                found[mount.controllers] = _open(mount, below, stack)
+            except JoinError as refused:
+                if refused.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
     if not found:
         raise _error(errno.ENOENT, path, "no mounted cgroup hierarchy has it")
-    return [_open(place, stack) for place in found.values()]
+    return list(found.values())
 
 
 def _paths(text: str) -> dict[frozenset[str], str]:
@@ -70,11 +82,12 @@ def _mounts() -> list[_Mount]:
     for line in _procfs.read("thread-self/mountinfo").splitlines():
         before, _, behind = line.partition(" - ")
         kind, _, options = behind.split(" ", 2)
-        root, point = (_unescape(field) for field in before.split(" ")[3:5])
+        device, root, point = (_unescape(field) for field in before.split(" ")[2:5])
         found.pop(point, None)  # what comes later lies above it: a path leads there
         if kind in ("cgroup", "cgroup2"):
             controllers = frozenset(options.split(",")) if kind == "cgroup" else frozenset()
-            found[point] = _Mount(controllers, root, point)
+            major, minor = map(int, device.split(":"))
+            found[point] = _Mount(os.makedev(major, minor), controllers, root, point)
     return list(found.values())
 
 
@@ -82,29 +95,61 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 
-def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, process: Process) -> tuple[str, bool]:
+def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, process: Process) -> tuple[_Mount, str]:
     for mount in mounts:
         # the options of a mount of version 1 name its controllers among others: rw, xattr, release_agent=...
         if bool(mount.controllers) == bool(controllers) and controllers <= mount.controllers:
-            folder = mount.directory(path)
-            if folder is not None:
-                return folder, not controllers
+            below = mount.below(path)
+            if below is not None:
+                return mount, below
     hierarchy = ",".join(sorted(controllers)) or "cgroup2"
     raise _error(
         errno.ENOENT, path, f"the hierarchy {hierarchy} of {process.words()} is not mounted here, or not that part"
     )
 
 
-def _open(place: tuple[str, bool], stack: ExitStack) -> Cgroup:
-    folder, is_v2 = place
+_DIRECTORY = _shim.O_PATH | os.O_DIRECTORY
+#: No FIFO, and no terminal, that lies where cgroup.procs is looked for holds us up.
+_PROCS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+
+
+def _open(mount: _Mount, below: str, stack: ExitStack) -> Cgroup:
+    """The cgroup that is ``below`` the mount point, open in ``stack``. JoinError."""
+    place = os.path.normpath(f"{mount.point}/{below}")
     try:
-        directory = _shim.above_stdio(os.open(folder, _shim.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        stack.callback(os.close, directory)
-        procs = _shim.above_stdio(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
-        stack.callback(os.close, procs)
+        point = os.open(mount.point, _DIRECTORY | os.O_CLOEXEC)
+        try:
+            _check(mount, os.fstat(point))
+            directory = _open_below(mount, point, below, _DIRECTORY, stack)
+        finally:
+            os.close(point)
+        procs = _open_below(mount, directory, "cgroup.procs", _PROCS, stack)
     except OSError as refused:
-        raise _error(refused.errno or 0, folder, refusal(refused.errno)) from None
-    return Cgroup(directory, procs, is_v2)
+        raise _error(refused.errno or 0, place, refusal(refused.errno)) from None
+    return Cgroup(directory, procs, not mount.controllers)
+
+
+def _open_below(mount: _Mount, directory: int, name: str, flags: int, stack: ExitStack) -> int:
+    """Open ``name`` in ``stack``, on the mount of ``directory`` and on no other: EXDEV. Whoever may mount here, as root
+    of a container whose mounts come to us, could have put a file of his own, or one that never answers, on a cgroup."""
+    try:
+        fd = _shim.openat2_on_mount(directory, os.fsencode(name), flags | os.O_CLOEXEC)
+    except OSError as refused:
+        if refused.errno not in (errno.ENOSYS, errno.EPERM):  # before Linux 5.6, or a seccomp filter
+            raise
+        # before it is opened too: of a device that alone may do something
+        _check(mount, os.stat(name, dir_fd=directory, follow_symlinks=False))
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    fd = _shim.above_stdio(fd)
+    stack.callback(os.close, fd)
+    _check(mount, os.fstat(fd))
+    return fd
+
+
+def _check(mount: _Mount, status: os.stat_result) -> None:
+    """OSError (EXDEV) for a file that is not of the cgroup hierarchy."""
+    if status.st_dev != mount.device:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
 
 #: What the kernel means where a process may not move into a cgroup.
@@ -115,6 +160,7 @@ _REFUSALS = {
     errno.EOPNOTSUPP: "this cgroup is threaded, or an invalid domain, and takes no processes",
     errno.EACCES: "needs write permission for cgroup.procs there and in the nearest common ancestor (cgroups(7))",
     errno.EPERM: "needs write permission for cgroup.procs there and in the nearest common ancestor (cgroups(7))",
+    errno.EXDEV: "something else is mounted there, on the cgroup hierarchy",
     errno.EAGAIN: "pids.max of the cgroup, or another limit, is reached",
 }
 

@@ -46,7 +46,7 @@
 #endif
 enum {
     K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
-    K_MFD_CLOEXEC = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_IN_ROOT = 16,
+    K_MFD_CLOEXEC = 1,
     K_PIDFD_GET_USER = 0xff09, K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
     K_CLONE_NEWTIME = 0x80, /* clone(2) has no bit for it: there it would be a part of the signal */
     K_OPEN_TREE_CLONE = 1, K_MOVE_MOUNT_F_EMPTY_PATH = 4, K_MOVE_MOUNT_T_EMPTY_PATH = 0x40, /* linux/mount.h */
@@ -116,10 +116,10 @@ int nsjoin_ioctl_out(int fd, unsigned long request, void *out)
     return result(syscall(SYS_ioctl, fd, request, out));
 }
 
-int nsjoin_openat2_in_root(int root, const char *path, int flags)
+int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve)
 {
-    const struct { uint64_t flags, mode, resolve; } how = {(uint64_t)flags, 0, K_RESOLVE_IN_ROOT | K_RESOLVE_NO_MAGICLINKS};
-    return result(syscall(SYS_openat2, root, path, &how, sizeof how));
+    const struct { uint64_t flags, mode, resolve; } how = {(uint64_t)(unsigned int)flags, 0, resolve};
+    return result(syscall(SYS_openat2, directory, path, &how, sizeof how));
 }
 
 int nsjoin_memfd_create(const char *name, unsigned int flags)

@@ -116,8 +116,8 @@ int nsjoin_prctl(int option, unsigned long value);
 int nsjoin_ioctl(int fd, unsigned long request);
 int nsjoin_ioctl_value(int fd, unsigned long request, int value);
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
-/* openat2(2) with RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */
-int nsjoin_openat2_in_root(int root, const char *path, int flags);
+/* resolve: RESOLVE_* of openat2(2) */
+int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve);
 int nsjoin_memfd_create(const char *name, unsigned int flags);
 
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */

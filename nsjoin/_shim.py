@@ -49,6 +49,9 @@ PIDFD_THREAD = os.O_EXCL  # Linux 6.9
 _CAP_SETGID = 6
 _CAP_SYS_ADMIN = 21
 
+# linux/openat2.h
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 1, 2, 4, 16
+
 # PyPy has no names for these two.
 _F_DUPFD_CLOEXEC = 1030
 O_PATH = 0o10000000
@@ -207,7 +210,12 @@ def look(pidfd: int, requests: Sequence[int]) -> tuple[bool, tuple[int, ...], tu
 
 def openat2_in_root(root: int, path: bytes, flags: int) -> int:
     """openat2(2), Linux 5.6: no link leads out of ``root``, nor through /proc."""
-    return check(lib.nsjoin_openat2_in_root(root, path, flags))
+    return check(lib.nsjoin_openat2(root, path, flags, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS))
+
+
+def openat2_on_mount(directory: int, path: bytes, flags: int) -> int:
+    """openat2(2), Linux 5.6: on the mount of ``directory`` only, through no link; EXDEV where another one begins."""
+    return check(lib.nsjoin_openat2(directory, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS))
 
 
 def mount(source: str, target: str, flags: int) -> None:

@@ -19,7 +19,7 @@ from child import wait_until_ended
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
-from nsjoin import TARGET, _capabilities, _cgroup, _launch, _like
+from nsjoin import TARGET, _capabilities, _cgroup, _launch, _like, _shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -604,6 +604,62 @@ def test_a_mount_of_the_hierarchy_that_shows_it_is_found(start, cgroup, tmp_path
 
     in_child(with_more_mounts)
     target.end()  # else its cgroup could not be removed
+
+
+@pytest.fixture(params=["openat2", "before it"])
+def with_or_without_openat2(request, monkeypatch):
+    if request.param == "before it":
+
+        def refuse(*_args):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr(_shim, "openat2_on_mount", refuse)
+
+
+@requires_root
+@pytest.mark.parametrize("what", ["the cgroup, with a FIFO", "its file, by a FIFO", "its file, by a plain file"])
+@pytest.mark.usefixtures("with_or_without_openat2")
+def test_nothing_that_is_mounted_on_a_cgroup_is_opened_or_written_to(start, cgroup, tmp_path, what):
+    target = start("pid", "uts")
+    for mount in _cgroup._mounts():
+        Path(f"{mount.point}{cgroup}/cgroup.procs").write_text(str(target.pid))
+
+    def with_mounts() -> None:
+        nsjoin.unshare("mnt")
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        false = tmp_path / "cgroup.procs"
+        if "FIFO" in what:
+            os.mkfifo(false)
+        else:
+            false.touch()
+        for mount in _cgroup._mounts():
+            folder = mount.point + cgroup
+            pair = [tmp_path, folder] if "the cgroup" in what else [false, f"{folder}/cgroup.procs"]
+            subprocess.run(["mount", "--bind", *pair], check=True)
+        for asked in (cgroup, TARGET):
+            with pytest.raises(nsjoin.JoinError, match="something else is mounted there, on the cgroup") as caught:
+                nsjoin.Popen(["true"], target=target.pid, cgroup=asked)
+            assert caught.value.errno == errno.EXDEV
+        assert false.lstat().st_size == 0
+
+    in_child(with_mounts)
+    target.end()  # else its cgroup could not be removed
+
+
+@requires_root
+def test_a_hierarchy_that_lies_below_another_mount_is_not_looked_for_there(cgroup, tmp_path):
+    def covered() -> None:
+        nsjoin.unshare("mnt")
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        for mount in _cgroup._mounts():
+            folder = f"{tmp_path}/{os.path.basename(mount.point)}{cgroup}"
+            os.makedirs(folder)
+            os.mkfifo(f"{folder}/cgroup.procs")
+        subprocess.run(["mount", "--bind", tmp_path, "/sys/fs/cgroup"], check=True)
+        with pytest.raises(nsjoin.JoinError, match="no mounted cgroup hierarchy has it"):
+            nsjoin.Popen(["true"], target=os.getpid(), namespaces=(), cgroup=cgroup)
+
+    in_child(covered)
 
 
 def hierarchy(kind: str) -> Path | None:
