@@ -303,21 +303,32 @@ def _enter(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
         result = _enter_by_proc(stay, trip, rows)
     if result == 0 or stay.stage == lib.NSJOIN_MOVE:
         return -result
-    row = rows[min(stay.failed, len(rows) - 1)]
+    raise _own_error(-result, stay, rows)
+
+
+def _own_error(number: int, stay: CData, rows: Sequence[NsType]) -> NamespaceError:
+    """What has failed that is none of the moves."""
+    call = _call_of(stay)
+    if stay.stage == lib.NSJOIN_ROOT:
+        needs = "; it needs CAP_SYS_CHROOT" if (call, number) == ("chroot", errno.EPERM) else ""
+        reason = f"the target's root directory cannot be made the root{needs}"
+        return error(NamespaceError, number, call, nstype="mnt", target="this thread", reason=reason)
+    row = rows[stay.failed]
     if stay.stage == lib.NSJOIN_NO_WAY_BACK:
         no_way_back = (
             f"there would be no way back, since the {row.name} namespace that we are in belongs to a user namespace "
             "outside of ours; use spawn_in"
         )
-        raise error(JoinError, -result, "enter", nstype=row.name, reason=no_way_back)
+        return error(JoinError, number, "enter", nstype=row.name, reason=no_way_back)
     if stay.stage == lib.NSJOIN_BACK:
-        raise _restore_error(-result, row)
-    step, reason = "save", None
-    if stay.stage == lib.NSJOIN_ROOT:
-        step, reason = "chroot", "the target's root directory cannot be made the root; it needs CAP_SYS_CHROOT"
-    elif row.name == "mnt":
-        reason = "this thread's root or working directory cannot be opened for the way back"
-    raise error(NamespaceError, -result, step, nstype=row.name, target="this thread", reason=reason)
+        return _restore_error(number, stay, row)
+    cannot = "this thread's root or working directory cannot be opened for the way back" if call == "open" else None
+    return error(NamespaceError, number, call, nstype=row.name, target="this thread", reason=cannot)
+
+
+def _call_of(stay: CData) -> str:
+    """The system call that failed; ``save`` for one of those that open a namespace."""
+    return ffi.string(stay.call).decode()
 
 
 def _enter_by_proc(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
@@ -339,9 +350,9 @@ def _leave(stay: CData) -> None:
     """The way back, as far as the thread has gone. RestoreError names the first namespace that it cannot return to."""
     result = lib.nsjoin_leave(stay)
     if result < 0:
-        raise _restore_error(-result, BY_FLAG[stay.nstypes[stay.failed]])
+        raise _restore_error(-result, stay, BY_FLAG[stay.nstypes[stay.failed]])
 
 
-def _restore_error(number: int, row: NsType) -> NamespaceError:
+def _restore_error(number: int, stay: CData, row: NsType) -> NamespaceError:
     reason = "the thread is still inside, and should run nothing more than its end"
-    return error(RestoreError, number, "setns", nstype=row.name, target="this thread", reason=reason)
+    return error(RestoreError, number, _call_of(stay), nstype=row.name, target="this thread", reason=reason)

@@ -70,6 +70,7 @@ static char *point(char **list, uint32_t n, char *text)
 static void take_back(plan_t *plan)
 {
     const int32_t *fds = at(plan, plan->lent);
+    begin(plan, NSJOIN_STEP_PLAN);
     for (uint32_t i = 0; i < plan->n_lent; i++)
         must(plan, SYS3(fcntl, fds[i], K_F_SETFD, K_FD_CLOEXEC));
 }
@@ -249,6 +250,7 @@ static void set_groups_first(plan_t *plan)
  * credentials, as by joining a user namespace, sets this to fs.suid_dumpable, which may be 1. */
 static void hide(plan_t *plan)
 {
+    begin(plan, NSJOIN_STEP_HIDE);
     must(plan, SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
@@ -257,8 +259,10 @@ static void hide(plan_t *plan)
 static void check_user(plan_t *plan)
 {
     struct k_statx found;
+    begin(plan, NSJOIN_STEP_WITNESS);
     long fd = SYS3(ioctl, plan->witness, K_PIDFD_GET_USER_NAMESPACE, 0); /* Linux 6.11 */
     must(plan, fd);
+    plan->index = 1;
     must(plan, SYS5(statx, fd, "", K_AT_EMPTY_PATH, K_STATX_INO, &found));
     SYS1(close, fd);
     if (found.inode != plan->user)
@@ -269,8 +273,8 @@ static void join(plan_t *plan)
 {
     const struct nsjoin_join *joins = at(plan, plan->joins);
     uint32_t joined = 0;
-    begin(plan, NSJOIN_STEP_JOIN);
     for (uint32_t i = 0; i < plan->n_joins; i++) {
+        begin(plan, NSJOIN_STEP_JOIN);
         plan->index = (int32_t)i;
         if ((joins[i].how & NSJOIN_AGAIN) && (joined & joins[i].nstypes))
             continue;
@@ -292,6 +296,7 @@ static void change_root(plan_t *plan)
     static const char here[] = ".";
     begin(plan, NSJOIN_STEP_ROOT);
     must(plan, SYS1(fchdir, plan->root));
+    plan->index = 1;
     must(plan, SYS1(chroot, here));
 }
 
@@ -350,7 +355,7 @@ static void bound_capabilities(plan_t *plan)
         if (have != wanted)
             must(plan, wanted ? -EPERM : SYS5(prctl, PR_CAPBSET_DROP, i, 0, 0, 0));
     }
-    plan->index = -1;
+    plan->index = -2;
     must(plan, SYS5(prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0)); /* until exec: what is permitted outlasts a change of ids */
 }
 
@@ -366,9 +371,10 @@ static void become_capable(plan_t *plan)
         must(plan, missing >> i & 1 ? -EPERM : 0);
     }
     must(plan, set_capabilities(plan->effective, plan->permitted, plan->inheritable));
+    plan->index = -2;
     must(plan, SYS5(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
     for (int32_t i = 0; i < 64; i++) {
-        plan->index = i;
+        plan->index = 64 + i;
         if (plan->ambient >> i & 1)
             must(plan, SYS5(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, i, 0, 0));
     }
@@ -616,7 +622,6 @@ static void start(char **argv)
     if (argv[2] && (SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || SYS1(chdir, "/") < 0))
         leave();
     plan_t *plan = map_plan(number(argv[1]));
-    begin(plan, NSJOIN_STEP_PLAN);
     hide(plan);
     carry_out(plan);
     leave();

@@ -284,6 +284,7 @@ static int save(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
     for (int i = 0; i < trip->n; i++) {
         stay->failed = i;
         stay->nstypes[i] = trip->nstypes[i];
+        stay->call = "save";
         if (!stay->is_given) {
             stay->saved[i] = nsjoin_own(trip->requests[i]);
             if (stay->saved[i] < 0)
@@ -296,12 +297,14 @@ static int save(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
         }
         if (trip->nstypes[i] != CLONE_NEWNS)
             continue;
+        stay->call = "open";
         stay->root = open_place("/");
         stay->cwd = open_place(".");
         if (stay->root < 0 || stay->cwd < 0)
             return stay->root < 0 ? stay->root : stay->cwd;
         /* Threads share root and working directory, and setns moves those of all of them: with a pidfd it does so, with
          * a namespace's descriptor it says EINVAL. */
+        stay->call = "unshare";
         int error = nsjoin_unshare(CLONE_FS);
         if (error < 0)
             return error;
@@ -321,9 +324,10 @@ static int move(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
     return 0;
 }
 
-static int change_root(int root)
+static int change_root(int root, const char **call)
 {
     int error = result(fchdir(root));
+    *call = error < 0 ? "fchdir" : "chroot";
     return error < 0 ? error : result(chroot("."));
 }
 
@@ -339,7 +343,7 @@ int nsjoin_enter(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
     /* setns has moved to the root of the mount namespace; the target may be chrooted in it */
     if (error == 0 && trip->root >= 0) {
         stay->stage = NSJOIN_ROOT;
-        error = change_root(trip->root);
+        error = change_root(trip->root, &stay->call);
     }
     if (error < 0) {
         int failed = stay->failed;
@@ -356,15 +360,20 @@ int nsjoin_enter(struct nsjoin_stay *stay, const struct nsjoin_trip *trip)
 static int back_to_mount(struct nsjoin_stay *stay, int fd)
 {
     int error = nsjoin_setns(fd, CLONE_NEWNS);
+    stay->call = "setns";
     if (error == -EINVAL && nsjoin_unshare(CLONE_FS) == 0) /* a thread that was born inside shares its root with us */
         error = nsjoin_setns(fd, CLONE_NEWNS);
     if (error == 0) /* that was to the root of the mount namespace, we may come from a chroot in it */
-        error = change_root(stay->root);
-    return error < 0 ? error : result(fchdir(stay->cwd));
+        error = change_root(stay->root, &stay->call);
+    if (error < 0)
+        return error;
+    stay->call = "fchdir";
+    return result(fchdir(stay->cwd));
 }
 
 int nsjoin_leave(struct nsjoin_stay *stay)
 {
+    const char *call = stay->call;
     int first = 0;
     if (stay->stage == 0) /* not begun: all zero, and 0 is somebody's stdin */
         return 0;
@@ -376,6 +385,7 @@ int nsjoin_leave(struct nsjoin_stay *stay)
         if (error < 0 && first == 0) {
             first = error;
             stay->failed = i;
+            call = stay->nstypes[i] == CLONE_NEWNS ? stay->call : "setns";
         }
         close_one(&stay->saved[i]);
     }
@@ -385,6 +395,7 @@ int nsjoin_leave(struct nsjoin_stay *stay)
     }
     stay->n = 0;
     stay->joined = 0;
+    stay->call = call;
     return first;
 }
 
@@ -457,19 +468,20 @@ static int become_joiner(void *argument)
 {
     static char *const no_environment[] = {NULL};
     const struct launch *launch = argument;
-    int32_t report[3] = {NSJOIN_STEP_LAUNCH, 0, 0}; /* step, index, error */
+    int32_t report[3] = {NSJOIN_STEP_LAUNCH, 0, 0}; /* step; index: 1 for fcntl, 0 for execveat; error */
+    int n = 0;
     /* Once more, for kernels that do not tell beforehand: the kernel has written how the caller sees us. If that is not how
      * we do, setns(CLONE_NEWPID) came before: we could join only descendants of that namespace, and the pid of our child
      * would be written as seen from it. */
     if (launch->at_home && syscall(SYS_getpid) != launch->work->joiner) {
         report[2] = EXDEV;
     } else {
-        for (; report[1] < launch->n_lent; report[1]++)
-            if (fcntl(launch->lent[report[1]], F_SETFD, 0) != 0)
-                break;
-        if (report[1] == launch->n_lent)
+        while (n < launch->n_lent && fcntl(launch->lent[n], F_SETFD, 0) == 0)
+            n++;
+        report[1] = n < launch->n_lent;
+        if (n == launch->n_lent)
             syscall(SYS_execveat, launch->image, "", launch->argv, no_environment, K_AT_EMPTY_PATH);
-        if (report[1] == launch->n_lent && (errno == ENOSYS || errno == EPERM)) /* a seccomp filter */
+        if (n == launch->n_lent && (errno == ENOSYS || errno == EPERM)) /* a seccomp filter */
             syscall(SYS_execve, launch->image_path, launch->argv, no_environment);
         report[2] = errno;
     }
@@ -717,7 +729,7 @@ static void drop_groups(struct nsjoin_call *call)
 /* Joining a user namespace and changing ids set this to fs.suid_dumpable, which may be 1. */
 static void hide(struct nsjoin_call *call)
 {
-    must(call, NSJOIN_STEP_PLAN, 0, nsjoin_prctl(K_PR_SET_DUMPABLE, 0), 0);
+    must(call, NSJOIN_STEP_HIDE, 0, nsjoin_prctl(K_PR_SET_DUMPABLE, 0), 0);
 }
 
 /* Whoever leaves a user namespace never comes back: if the target is still in this one, all that was joined belongs to it. */
@@ -727,8 +739,8 @@ static void check_user(struct nsjoin_call *call)
     uint64_t user;
     if (call->witness < 0)
         return;
-    must(call, NSJOIN_STEP_JOIN, 0, nsjoin_inodes(call->witness, 1, requests, &user), 0);
-    must(call, NSJOIN_STEP_JOIN, 0, user == call->user ? 0 : -EAGAIN, 0);
+    must(call, NSJOIN_STEP_WITNESS, 0, nsjoin_inodes(call->witness, 1, requests, &user), 0);
+    must(call, NSJOIN_STEP_WITNESS, 0, user == call->user ? 0 : -EAGAIN, 0);
 }
 
 static void join(struct nsjoin_call *call)
@@ -771,8 +783,10 @@ void nsjoin_go_inside(struct nsjoin_call *call)
     hide(call);
     drop_groups(call);
     join(call);
-    if (call->root >= 0)
-        must(call, NSJOIN_STEP_ROOT, 0, change_root(call->root), 0);
+    if (call->root >= 0) {
+        must(call, NSJOIN_STEP_ROOT, 0, result(fchdir(call->root)), 0);
+        must(call, NSJOIN_STEP_ROOT, 1, result(chroot(".")), 0);
+    }
     drop_groups(call);
     take_ids(call);
     hide(call);

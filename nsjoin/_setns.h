@@ -8,6 +8,7 @@
 enum nsjoin_step {
     NSJOIN_STEP_LAUNCH,
     NSJOIN_STEP_PLAN,
+    NSJOIN_STEP_HIDE, /* after each change of credentials again */
     NSJOIN_STEP_STDIO,
     NSJOIN_STEP_ENV,
     NSJOIN_STEP_CGROUP,
@@ -15,6 +16,7 @@ enum nsjoin_step {
     NSJOIN_STEP_OOM_SCORE_ADJ,
     NSJOIN_STEP_GROUPS,
     NSJOIN_STEP_JOIN,
+    NSJOIN_STEP_WITNESS,
     NSJOIN_STEP_ROOT,
     NSJOIN_STEP_CWD,
     NSJOIN_STEP_UNSHARE,
@@ -146,6 +148,7 @@ struct nsjoin_stay {
     uint32_t joined;            /* CLONE_NEW* bits of what the thread has left */
     int32_t root, cwd;          /* O_PATH descriptors, with mnt */
     int32_t stage, failed;      /* what failed, and its index in the trip */
+    const char *call;           /* and by which system call */
 };
 /* All moves, or none. If the way back fails as well, stage is NSJOIN_BACK. */
 int nsjoin_enter(struct nsjoin_stay *stay, const struct nsjoin_trip *trip);

@@ -24,6 +24,7 @@ class _Lib:
     environ: CData
     NSJOIN_STEP_LAUNCH: Final[int]
     NSJOIN_STEP_PLAN: Final[int]
+    NSJOIN_STEP_HIDE: Final[int]
     NSJOIN_STEP_STDIO: Final[int]
     NSJOIN_STEP_ENV: Final[int]
     NSJOIN_STEP_CGROUP: Final[int]
@@ -31,6 +32,7 @@ class _Lib:
     NSJOIN_STEP_OOM_SCORE_ADJ: Final[int]
     NSJOIN_STEP_GROUPS: Final[int]
     NSJOIN_STEP_JOIN: Final[int]
+    NSJOIN_STEP_WITNESS: Final[int]
     NSJOIN_STEP_ROOT: Final[int]
     NSJOIN_STEP_CWD: Final[int]
     NSJOIN_STEP_UNSHARE: Final[int]

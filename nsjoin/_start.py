@@ -107,7 +107,7 @@ def _start_by_process(
         try:
             return (yield from _try_by_process(job, target, process, wanted, fork))
         except Failed as failed:
-            if failed.at != At.JOIN or failed.errno != errno.EAGAIN:
+            if failed.at != At.WITNESS or failed.errno != errno.EAGAIN:
                 raise
 
 
@@ -129,7 +129,7 @@ def _try_by_process(
     with ExitStack() as stack:
         namespaces = [stack.enter_context(process.namespace(row.name)) for row in rows]
         if USER not in rows and (wanted is None or USER in wanted) and not process.shares(USER):
-            raise Failed(At.JOIN, 0, errno.EAGAIN)  # what has been opened may belong to where it has gone
+            raise Failed(At.WITNESS, 0, errno.EAGAIN)  # what has been opened may belong to where it has gone
         return (yield from _start_by_descriptors(job, target, namespaces, fork))
 
 
@@ -267,13 +267,19 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
         reason = "the new process was killed before it could run the program"
         return _join_error(Failed(failed.at, 0, errno.ECHILD), target, failed.at.name.lower(), None, reason)
     if failed.at == At.JOIN:
-        return _gone_error(failed, target)
+        return _gone_error(failed, target, "setns")
+    if failed.at == At.WITNESS:
+        return _gone_error(failed, target, ("ioctl", "statx")[failed.index])
     if failed.at == At.ROOT:
-        return _join_error(failed, target, "chroot", "mnt", "needs CAP_SYS_CHROOT")
+        step = ("fchdir", "chroot")[failed.index]
+        needs = "needs CAP_SYS_CHROOT" if (step, failed.errno) == ("chroot", errno.EPERM) else None
+        return _join_error(failed, target, step, "mnt", needs)
     if failed.at == At.CLONE and failed.errno == errno.ENOMEM:
         return _join_error(failed, target, "clone", "pid", _reason.DEAD_PID_NAMESPACE)
     if failed.at == At.CWD and failed.errno == errno.EXDEV:
         return _join_error(failed, target, "chdir", "mnt", _OUTSIDE)
+    if failed.at == At.UNSHARE and failed.index == 1:
+        return _join_error(failed, target, "mount", "mnt", _NO_MOUNT_POINT if failed.errno == errno.EINVAL else None)
     if failed.at in _STEPS:
         step, explain = _STEPS[failed.at]
         return _join_error(failed, target, step, None, explain(failed) if explain else None)
@@ -288,15 +294,17 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
 
 #: The system calls of steps for which subprocess has no error of its own; of ids, by index.
 _CALLS = {
-    At.LAUNCH: ("execveat",),
-    At.PLAN: ("prctl",),
-    At.CLOSE: ("close_range",),
+    At.LAUNCH: ("execveat", "fcntl"),
+    At.PLAN: ("fcntl",),
+    At.HIDE: ("prctl",),
+    At.CLOSE: ("prlimit",),  # the last of three ways, and the only one that nothing comes after
     At.GROUPS: ("setgroups",),
     At.UMASK: ("umask",),
     At.IDS: ("setgroups", "setresgid", "setresuid"),
     At.KEYRING: ("keyctl",),
     At.CLONE: ("clone",),
 }
+_NO_MOUNT_POINT = "the program's root directory is no mount point, so that its mounts cannot be made private"
 _OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
 
 
@@ -304,9 +312,15 @@ def _of_environ(failed: Failed) -> str | None:
     return "it is longer than what execve(2) takes" if failed.errno == errno.E2BIG else None
 
 
+#: Indices of the steps of capabilities besides -1 and the numbers of capabilities: what securebits may forbid.
+_BY_SECUREBITS, _AMBIENT = -2, 64
+
+
 def _of_capability(failed: Failed) -> str | None:
     if failed.errno != errno.EPERM:
         return None
+    if failed.index == _BY_SECUREBITS or failed.index >= _AMBIENT:
+        return "securebits forbid it: KEEP_CAPS_LOCKED or NO_CAP_AMBIENT_RAISE (capabilities(7))"
     if failed.index < 0:
         return "only what is permitted can be made inheritable, and what is in the bounding set (capabilities(7))"
     name = _capabilities.name_of(failed.index)
@@ -318,8 +332,6 @@ def _of_cgroup(failed: Failed) -> str | None:
 
 
 def _of_unshare(failed: Failed) -> str | None:
-    if failed.index == 1:
-        return "the program's root directory is no mount point, so that its mounts cannot be made private"
     return _UNSHARE_REASONS.get(failed.errno)
 
 
@@ -358,12 +370,12 @@ _STEPS: dict[At, tuple[str, Callable[[Failed], str | None] | None]] = {
 }
 
 
-def _gone_error(failed: Failed, target: OpenTarget) -> NamespaceError:
-    """setns(2) with a pidfd has failed, and not for a reason for which descriptors were tried as well."""
+def _gone_error(failed: Failed, target: OpenTarget, step: str) -> NamespaceError:
+    """A call with the target's pidfd has failed; setns(2) for no reason for which descriptors were tried as well."""
     gone = target.process.gone_reason() if target.process is not None else None
     if gone:
         failed = Failed(failed.at, failed.index, errno.ESRCH)
-    return _join_error(failed, target, "setns", None, gone)
+    return _join_error(failed, target, step, None, gone)
 
 
 def _join_error(

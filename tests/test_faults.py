@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -208,6 +209,26 @@ def test_a_full_tmp_is_told_and_nothing_stays_in_it(target):
         assert os.listdir("/tmp") == []
 
     in_child(with_full_tmp)
+
+
+#: Calls that have no file of their own to be named by, and that no other way is tried for.
+NAMED = ("setns", "prctl", "fcntl", "ioctl", "statx", "fchdir", "chroot", "unshare", "setgroups")
+
+
+@can_inject
+@pytest.mark.parametrize("operation", ["spawn", "spawn_into_user", "enter_several"])
+def test_the_error_names_the_call_that_failed_and_its_errno(stage, operation):
+    faults = [fault for fault in stage.faults(operation) if fault.call in NAMED]
+    first_errno_of_each = {fault[:3]: fault for fault in reversed(faults)}
+    named = set()
+    for fault in first_errno_of_each.values():
+        message = stage.inject(fault)["error"] or ""
+        found = re.match(r"(?:Join|Restore|Namespace)\w*Error: \[Errno (\d+)\] (\w+)", message)
+        if found:  # else another way was found, or it is one of those of which subprocess tells no more than the errno
+            assert (int(found[1]), found[2]) == (getattr(errno, fault.what), fault.call), f"{fault}: {message}"
+            named.add(fault.call)
+    assert named >= {"setns", "fchdir", "chroot"}
+    assert operation == "enter_several" or named >= {"prctl", "fcntl"}
 
 
 # --- the target ends -------------------------------------------------------------------------------------------------

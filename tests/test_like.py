@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from changed import drop_capability, in_child
+from changed import drop_capability, in_child, prctl
 from child import wait_until_ended
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
@@ -416,6 +416,19 @@ def test_what_one_may_not_do_says_which_capability(start):
             nsjoin.Popen(["true"], capabilities={"net_raw"}, **here)
         with pytest.raises(nsjoin.JoinPermissionError, match="oom_score_adj .*needs CAP_SYS_RESOURCE"):
             nsjoin.Popen(["true"], oom_score_adj=-500, **here)
+
+    in_child(refused)
+
+
+@requires_root
+@pytest.mark.parametrize("locked", [1 << 5, 1 << 6])
+def test_what_securebits_forbid_says_so(locked):
+    """SECBIT_KEEP_CAPS_LOCKED and SECBIT_NO_CAP_AMBIENT_RAISE: prctl(2), PR_SET_SECUREBITS."""
+
+    def refused() -> None:
+        prctl(28, locked)
+        with pytest.raises(nsjoin.JoinPermissionError, match="capabilities .*securebits forbid it"):
+            nsjoin.Popen(["true"], target=os.getpid(), namespaces=(), capabilities=["net_admin"])
 
     in_child(refused)
 

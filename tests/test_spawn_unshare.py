@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 
@@ -107,3 +108,10 @@ def test_also_where_the_target_is_namespaces(target):
         result = nsjoin.run_in([pid, uts], ["sh", "-c", "echo $$; hostname"], unshare=("pid",), capture_output=True)
         assert result.stdout.split()[0] == b"1"
         assert os.stat(f"/proc/{target.pid}/ns/uts").st_ino == uts.id.ino
+
+
+@requires_root
+def test_a_root_that_is_no_mount_point_is_the_reason_that_its_mounts_cannot_be_private(target, tmp_path):
+    with pytest.raises(nsjoin.JoinError, match=r"mount\(mnt\) of .*is no mount point") as caught:
+        nsjoin.Popen(["true"], target=target.pid, namespaces=["uts"], root=tmp_path, unshare=["mnt"])
+    assert (caught.value.errno, caught.value.step) == (errno.EINVAL, "mount")
