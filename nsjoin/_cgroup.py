@@ -83,10 +83,10 @@ def _mounts() -> list[_Mount]:
         before, _, behind = line.partition(" - ")
         kind, _, options = behind.split(" ", 2)
         device, root, point = (_unescape(field) for field in before.split(" ")[2:5])
-        found.pop(point, None)  # what comes later lies above it: a path leads there
         if kind in ("cgroup", "cgroup2"):
             controllers = frozenset(options.split(",")) if kind == "cgroup" else frozenset()
             major, minor = map(int, device.split(":"))
+            # what comes later lies above what was there
             found[point] = _Mount(os.makedev(major, minor), controllers, root, point)
     return list(found.values())
 

@@ -212,7 +212,7 @@ def _with_environment(
         return attributes._replace(environ=_open(process, "environ", os.O_RDONLY, stack))
     except PermissionError:
         user = BY_NAME["user"]
-        if process.shares(user) or (wanted is not None and user not in wanted):
+        if (wanted is not None and user not in wanted) or process.shares(user):
             raise
     directory = _open(process, ".", _shim.O_PATH | os.O_DIRECTORY, stack)
     return attributes._replace(environ=directory, environ_inside=True)

@@ -129,8 +129,9 @@ def drop_capability(number: int) -> None:
     head = (ctypes.c_uint32 * 2)(0x20080522, 0)
     sets = (ctypes.c_uint32 * 6)()
     assert libc.capget(head, sets) == 0
-    for index in (0, 1):
-        sets[index] &= ~(1 << number)
+    word, bit = divmod(number, 32)
+    for index in (3 * word, 3 * word + 1):
+        sets[index] &= ~(1 << bit)
     assert libc.capset(head, sets) == 0
 
 

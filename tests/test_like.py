@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,13 @@ from child import wait_until_ended
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
-from nsjoin import TARGET, _capabilities, _cgroup, _launch, _like, _shim
+from nsjoin import TARGET, _capabilities, _cgroup, _launch, _like, _procfs, _shim, _start, _target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CREDENTIALS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
-CAP_SETGID = 6
+CAP_SETGID, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON = 6, 19, 21, 38
 #: What the target's shell runs, with something of everything that can be taken over.
 SETPRIV = "--regid 1001 --groups 1002,1003 --bounding-set=-all,+net_admin,+net_raw,+setpcap,+kill --no-new-privs"
 
@@ -372,11 +373,14 @@ def test_the_table_of_capabilities_is_the_kernels():
     ("keywords", "error", "text"),
     [
         ({"capabilities": "net_admin"}, TypeError, "iterable of names"),
+        ({"capabilities": b"net_admin"}, TypeError, "iterable of names"),
         ({"capabilities": [21]}, TypeError, "named by a str"),
         ({"capabilities": ["net_admiral"]}, ValueError, "unknown capability 'net_admiral'"),
         ({"no_new_privs": 1}, TypeError, "no_new_privs is a bool"),
         ({"oom_score_adj": "5"}, TypeError, "oom_score_adj is an int"),
         ({"oom_score_adj": True}, TypeError, "oom_score_adj is an int"),
+        ({"oom_score_adj": -1001}, ValueError, "from -1000 to 1000"),
+        ({"lsm_label": ""}, ValueError, "is not empty"),
         ({"oom_score_adj": 1001}, ValueError, "from -1000 to 1000"),
         ({"cgroup": "relative"}, ValueError, "begins with '/'"),
         ({"cgroup": "/a/../b"}, ValueError, "as in /proc/PID/cgroup"),
@@ -400,6 +404,122 @@ def test_capabilities_count_in_a_user_namespace_that_has_to_be_joined(start):
     target = start("user", "net")
     with pytest.raises(ValueError, match="count in its user namespace, which is not among namespaces="):
         nsjoin.Popen(["true"], target=target.pid, namespaces=["net"], capabilities=TARGET)
+
+
+def test_capabilities_of_our_own_user_namespace_need_not_be_joined(start):
+    target = start("net") if IS_ROOT else None
+    pid = target.pid if target else os.getpid()
+    plain = of_program(pid, namespaces=["net"] if target else (), capabilities=TARGET)
+    assert plain["CapEff"] == status(pid)["CapEff"]
+
+
+@requires_root
+def test_ids_that_are_said_go_before_the_targets(start):
+    found = of_program(start("uts").pid, like_target=True, user=1000, group=1001, extra_groups=[1002])
+    assert [found[name].split()[0] for name in ("Uid", "Gid", "Groups")] == ["1000", "1001", "1002"]
+
+
+@pytest.mark.parametrize("score", [-1000, 1000])
+def test_the_least_and_the_greatest_score_are_taken(score):
+    choice = _like.choose({"oom_score_adj": score}, like_target=False)
+    assert choice is not None
+    assert choice.oom_score_adj == str(score).encode()
+
+
+#: What only a program that makes these calls itself can be: exec makes the saved id and the effective set others.
+UNLIKE_AFTER_EXEC = """
+import ctypes, os, struct, sys, time
+libc = ctypes.CDLL(None)
+if sys.argv[1] == "ids":
+    os.setgroups([])
+    os.setresgid(1001, 1002, 1003)
+    os.setresuid(1000, 0, 1000)
+else:
+    head, sets = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    assert libc.capget(head, sets) == 0
+    effective, permitted, *rest = struct.unpack("6I", sets)
+    assert libc.capset(head, struct.pack("6I", 0, permitted, rest[0], 0, *rest[2:])) == 0
+print("go", flush=True)
+time.sleep(3600)
+"""
+
+
+@requires_root
+def test_real_effective_and_saved_ids_are_three():
+    with ended([sys.executable, "-I", "-c", UNLIKE_AFTER_EXEC, "ids"]) as target:
+        assert status(target.pid)["Gid"] == "1001 1002 1003 1002"
+        found = of_program(target.pid, namespaces=(), user=TARGET, group=TARGET)
+        assert (found["Uid"], found["Gid"]) == ("1000 0 0 0", "1001 1002 1002 1002")  # saved is effective after exec
+
+
+@requires_root
+def test_permitted_capabilities_need_not_be_effective():
+    with ended([sys.executable, "-I", "-c", UNLIKE_AFTER_EXEC, "capabilities"]) as target:
+        assert int(status(target.pid)["CapEff"], 16) == 0
+        assert of_program(target.pid, namespaces=(), capabilities=TARGET)["CapPrm"] == status(target.pid)["CapPrm"]
+
+
+def test_a_kernel_that_does_not_tell_of_no_new_privs():
+    with (
+        nsjoin.Target.from_pid(os.getpid()) as me,
+        pytest.raises(nsjoin.JoinError, match=r"from Linux 4\.10") as caught,
+    ):
+        _like._no_new_privs(TARGET, me, {})
+    assert caught.value.errno == errno.ENOSYS
+
+
+def test_a_capability_that_this_table_does_not_know_is_called_by_its_number():
+    last = len(_capabilities.NAMES) - 1
+    assert (_capabilities.name_of(last), _capabilities.name_of(last + 1)) == (
+        "cap_checkpoint_restore",
+        f"capability {last + 1}",
+    )
+
+
+@requires_root
+def test_a_proc_that_may_not_be_read_is_the_targets_error(start):
+    target = start("uts")
+
+    def without_ptrace() -> None:
+        os.setresgid(65534, 65534, 65534)  # another's process
+        for capability in (CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON):  # each of them does on recent kernels
+            drop_capability(capability)
+        with pytest.raises(
+            nsjoin.NamespacePermissionError, match=f"read /proc of process {target.pid}.*CAP_SYS_PTRACE"
+        ):
+            nsjoin.Popen(["true"], target=target.pid, env=TARGET, namespaces=())
+
+    in_child(without_ptrace)
+
+
+@requires_program("strace")
+def test_what_is_the_same_is_not_written_and_a_keyring_is_made_only_where_all_is_as_the_target():
+    def calls(keywords: str) -> str:
+        code = f"import nsjoin, os; nsjoin.run_in(os.getpid(), ['true'], namespaces=(), {keywords})"
+        command = ["strace", "-f", "-e", "trace=openat2,keyctl", sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    alone, whole = calls("oom_score_adj=nsjoin.TARGET, no_new_privs=True"), calls("like_target=True")
+    assert "oom_score_adj" not in alone + whole
+    assert "keyctl(" not in alone
+    assert "keyctl(KEYCTL_JOIN_SESSION_KEYRING" in whole
+
+
+def test_a_label_that_may_not_be_read_is_told():
+    class Unlabelled:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def read_proc(self, name: str) -> str:
+            raise OSError(self.number, f"injected for {name}")
+
+    assert [_like._own_label(Unlabelled(number)) for number in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP)] == [
+        None,
+        None,
+        None,
+    ]
+    with pytest.raises(OSError, match=r"injected for attr/current"):
+        _like._own_label(Unlabelled(errno.EACCES))
 
 
 def test_what_one_may_not_do_says_which_capability(start):
@@ -483,7 +603,7 @@ def test_the_targets_label_is_that_of_its_proc_unless_it_is_ours(start, tmp_path
     """No kernel here gives labels, so they lie in files over those of the kernel, in a mount namespace of ours."""
     target = start("uts")
     for name in ("ours", "theirs"):
-        (tmp_path / name).write_text(f"{name} (enforce)\n")
+        (tmp_path / name).write_text(f"{name} (enforce)\n\0")
 
     def labelled() -> None:
         nsjoin.unshare("mnt")
@@ -675,6 +795,104 @@ def test_a_hierarchy_that_lies_below_another_mount_is_not_looked_for_there(cgrou
     in_child(covered)
 
 
+def test_a_cgroup_of_a_like_name_is_not_below_what_is_mounted():
+    mount = next(iter(_cgroup._mounts()))._replace(root="/a/b")
+    paths_below = {"/a/b": ".", "/a/b/c": "c", "/a/bc": None, "/a": None, "/a/b/../c": None, "/a/b/": "."}
+    assert {path: mount.below(path) for path in paths_below} == paths_below
+
+
+def test_a_mount_point_may_have_a_space_in_its_name(monkeypatch, tmp_path):
+    place = tmp_path / "with a\\ space"
+    place.mkdir()
+    line = str(place).replace("\\", "\\134").replace(" ", "\\040")
+    device = place.stat().st_dev
+    text = f"30 20 {os.major(device)}:{os.minor(device)} / {line} rw - cgroup2 none rw\n"
+    monkeypatch.setattr(_procfs, "read", lambda name: text)
+    assert _cgroup._mounts() == [_cgroup._Mount(device, frozenset(), "/", str(place))]
+
+
+@requires_root
+def test_a_file_that_takes_the_place_just_then_is_not_written_to(monkeypatch, cgroup):
+    """Before Linux 5.6, between the look and the open."""
+    with tempfile.TemporaryFile() as other, contextlib.ExitStack() as stack:
+        monkeypatch.setattr(_shim, "openat2_on_mount", lambda *_args: os.dup(other.fileno()))
+        with pytest.raises(nsjoin.JoinError, match="something else is mounted there"):
+            _cgroup.of_path(cgroup, stack)
+
+
+@requires_root
+def test_a_mount_that_covers_the_hierarchy_just_then_is_seen(monkeypatch, cgroup, tmp_path):
+    mounts = [mount._replace(point=str(tmp_path)) for mount in _cgroup._mounts()]
+    monkeypatch.setattr(_cgroup, "_mounts", lambda: mounts)
+    monkeypatch.setattr(_cgroup._Mount, "_is_seen", lambda _self: True)
+    (tmp_path / cgroup[1:]).mkdir()
+    with (
+        pytest.raises(nsjoin.JoinError, match=f"cgroup of {tmp_path}.*something else"),
+        contextlib.ExitStack() as stack,
+    ):
+        _cgroup.of_path(cgroup, stack)
+
+
+@requires_root
+def test_its_descriptors_do_not_stand_where_stdio_goes(target, cgroup):
+    def without_stdio() -> None:
+        before = [os.dup(fd) for fd in range(3)]
+        os.closerange(0, 3)
+        try:
+            with contextlib.ExitStack() as stack, nsjoin.Target.from_pid(target.pid) as process:
+                opened = [fd for found in _cgroup.of_path(cgroup, stack) for fd in found[:2]]
+                opened += [_like._open(process, "cwd", _shim.O_PATH, stack), _like._ours("/", stack)]
+                assert min(opened) > 2
+        finally:
+            for fd, copy in enumerate(before):
+                os.dup2(copy, fd)
+                os.close(copy)
+
+    in_child(without_stdio)
+
+
+@requires_root
+@pytest.mark.skipif(version_2() is None, reason="cgroup v2 is not mounted")
+@pytest.mark.parametrize("types", [("uts",), ("uts", "pid")])
+def test_a_threaded_cgroup_says_that_it_takes_no_processes(target, types):
+    top = Path(version_2(), f"nsjoin-threaded-{os.getpid()}")
+    for folder in (top, top / "threaded", top / "other"):
+        folder.mkdir()
+    try:
+        (top / "threaded" / "cgroup.type").write_text("threaded")  # which makes the other one an invalid domain
+        with pytest.raises(nsjoin.JoinError, match="threaded, or an invalid domain") as caught:
+            nsjoin.Popen(["true"], target=target.pid, namespaces=types, cgroup=f"/{top.name}/other")
+        assert caught.value.errno == errno.EOPNOTSUPP
+    finally:
+        for folder in (top / "threaded", top / "other", top):
+            folder.rmdir()
+
+
+@requires_root
+def test_an_ordinary_user_is_told_what_a_move_needs(cgroup):
+    def as_nobody() -> None:
+        os.setresuid(65534, 65534, 65534)
+        with pytest.raises(nsjoin.JoinPermissionError, match="needs write permission for cgroup.procs"):
+            nsjoin.Popen(["true"], target=os.getpid(), namespaces=(), cgroup=cgroup)
+
+    in_child(as_nobody)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENODEV, "has been removed"),
+        (errno.EBUSY, "takes no processes itself"),
+        (errno.EAGAIN, r"pids\.max"),
+        (errno.EPERM, "needs write permission"),
+    ],
+)
+def test_what_the_kernel_means_is_said(number, words):
+    failed = _launch.Failed(_launch.At.CGROUP, 0, number)
+    with nsjoin.Target.from_pid(os.getpid()) as me, _target.OpenTarget(_target.check_target(me)) as opened:
+        assert re.search(words, str(_start._explain(failed, opened, None, None)))
+
+
 def hierarchy(kind: str) -> Path | None:
     """Where a hierarchy that freezes is mounted."""
     for mount in _cgroup._mounts():
@@ -728,6 +946,7 @@ def test_born_in_version_2_where_pid_is_joined(start, cgroup, refused):
         check=True,
     )
     assert "CLONE_INTO_CGROUP" in done.stderr
+    assert refused or re.search(r"clone3\(.*CLONE_INTO_CGROUP.* = \d", done.stderr)
     assert set(paths(done.stdout.strip()).values()) == {cgroup}
 
 
