@@ -119,7 +119,6 @@ def _open(mount: _Mount, below: str, stack: ExitStack) -> Cgroup:
     try:
         point = os.open(mount.point, _DIRECTORY | os.O_CLOEXEC)
         try:
-            _check(mount, os.fstat(point))
             directory = _open_below(mount, point, below, _DIRECTORY, stack)
         finally:
             os.close(point)

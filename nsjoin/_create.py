@@ -121,8 +121,8 @@ class PidNamespace(Namespace):
 
     def __init__(self, fd: int, row: NsType, holder: _Holder) -> None:
         """Take ownership of ``fd`` and ``holder``. Callers use ``create``."""
+        self._holder = holder  # first: once there is a descriptor, __del__ closes both
         super().__init__(fd, row)
-        self._holder = holder
 
     @property
     def pid(self) -> int:
@@ -131,8 +131,10 @@ class PidNamespace(Namespace):
 
     def close(self) -> None:
         """End the init (not with ``keep=True``) and close the descriptor. Closing twice is no error."""
-        super().close()
-        self._holder.close()
+        try:
+            super().close()
+        finally:
+            self._holder.close()
 
 
 class _Wanted(NamedTuple):

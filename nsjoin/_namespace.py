@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from . import _pin, _shim
 from ._nstype import BY_FLAG, lookup
@@ -240,10 +240,13 @@ class Namespace:
         return hash(self._id)
 
     def __repr__(self) -> str:
-        return f"<Namespace {self.nstype}:[{self._id.ino}]{' closed' if self.closed else ''}>"
+        return f"<{type(self).__name__} {self.nstype}:[{self._id.ino}]{' closed' if self.closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot copy or pickle {self!r}: it owns a descriptor (from_fd gives another one)")
 
     def __del__(self) -> None:
-        if self._fd >= 0:
+        if getattr(self, "_fd", -1) >= 0:  # it has none where a signal handler has raised before the first line
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

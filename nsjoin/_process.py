@@ -8,7 +8,7 @@ import re
 import select
 import warnings
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from . import _procfs, _shim
 from ._nstype import BY_NAME
@@ -36,8 +36,8 @@ class Process:
     def __init__(self, pid: int, pidfd: int, proc: int = -1) -> None:
         """Take ownership of the descriptors. Callers use ``from_pid`` and ``from_pidfd``."""
         self._pid = pid
-        self._pidfd = pidfd
         self._proc = proc
+        self._pidfd = pidfd  # the last: __del__ goes by it
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -228,8 +228,11 @@ class Process:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._pid}{' closed' if self.closed else ''}>"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot copy or pickle {self!r}: it owns descriptors (from_pidfd gives another one)")
+
     def __del__(self) -> None:
-        if not self.closed:
+        if hasattr(self, "_pidfd") and not self.closed:  # it has none where a signal handler has raised in __init__
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -108,7 +108,8 @@ class NamespaceExecutor(ThreadPoolExecutor):
             self._stack.close()
 
     def __del__(self) -> None:
-        self._stack.close()
+        if hasattr(self, "_stack"):  # it has none where a signal handler has raised before the first line
+            self._stack.close()
 
 
 def _check(nstype: str) -> None:

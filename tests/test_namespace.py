@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import gc
 import os
+import pickle
 import signal
 import socket
+import sys
 import threading
+import types
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from changed import NOBODY, become_old_kernel, in_child, join
 from conftest import requires_root
 
+import nsjoin
 from nsjoin import (
     Namespace,
     NamespaceError,
@@ -24,7 +30,11 @@ from nsjoin import (
     TargetGoneError,
     _shim,
 )
+from nsjoin._create import PidNamespace
 from nsjoin._nstype import BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ALL = ("user", "cgroup", "ipc", "uts", "net", "time", "pid", "mnt")
 IN_TARGET = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
@@ -576,3 +586,90 @@ def test_it_keeps_a_namespace_without_processes_alive(start):
         running.end()
         with Namespace.from_fd(namespace.fileno()) as again:
             assert again.id == number
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, pickle.dumps, lambda owner: pickle.dumps(owner, 0)],
+    ids=["copy", "deep", "2", "0"],
+)
+@pytest.mark.parametrize("make", [lambda: Namespace.current("net"), lambda: nsjoin.Target.from_pid(os.getpid())])
+def test_who_owns_a_descriptor_cannot_be_copied_or_pickled(copied, make):
+    """Each of two would close it, the second one somebody else's by then; and in another process it names nothing."""
+    with make() as owner:
+        with pytest.raises(TypeError, match="it owns"):
+            copied(owner)
+        gc.collect()
+        os.fstat(owner.fileno())
+
+
+class Interrupt(Exception):  # noqa: N818 - no error, a signal
+    """What a signal handler raises."""
+
+
+def raise_at(number: int, codes: set[object], make: Callable[[], object]) -> bool:
+    """Raise at the ``number``-th line of these functions, as a signal handler may; whether there is such a line."""
+    left = number
+
+    def trace(frame: Any, event: str, _argument: object) -> Any:
+        nonlocal left
+        if frame.f_code not in codes:
+            return None
+        if event == "line" or (event == "call" and number == 0):
+            left -= 1
+            if left < 0:
+                raise Interrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        make()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("kind", [Namespace, nsjoin.Target, PidNamespace, nsjoin.NamespaceExecutor])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_one_whose_making_was_interrupted_goes_quietly(kind, monkeypatch):
+    """An exception in __del__ would be an "Exception ignored"."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: ignored.append(repr(raised.exc_value)))
+    codes = {base.__init__.__code__ for base in kind.__mro__ if base.__module__.startswith("nsjoin")}
+    row = BY_NAME["net"]
+
+    def interrupted(number: int) -> bool:
+        fd, holder = os.open("/proc/self/ns/net", os.O_RDONLY), types.SimpleNamespace(close=lambda: None)
+        make: dict[Any, Callable[[], object]] = {
+            Namespace: lambda: Namespace(fd, row).close(),
+            nsjoin.Target: lambda: nsjoin.Target(1, fd).close(),
+            PidNamespace: lambda: PidNamespace(fd, row, holder).close(),
+            nsjoin.NamespaceExecutor: lambda: nsjoin.NamespaceExecutor("/proc/self/ns/net").shutdown(),
+        }
+        try:
+            return raise_at(number, codes, make[kind])
+        finally:
+            gc.collect()
+            with contextlib.suppress(OSError):
+                os.close(fd)  # before the object has it, it is still the caller's
+
+    number = 0
+    while interrupted(number):
+        number += 1
+    assert number > 2
+    assert ignored == []
+
+
+def test_a_pid_namespace_says_what_it_is_and_ends_its_init_whatever_close_says(monkeypatch):
+    ended = []
+    holder = types.SimpleNamespace(close=lambda: ended.append(True))
+    namespace = PidNamespace(os.open("/proc/self/ns/pid", os.O_RDONLY), BY_NAME["pid"], holder)
+    assert repr(namespace).startswith("<PidNamespace pid:[")
+    fd = namespace.fileno()
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        namespace.close()
+    assert ended
