@@ -56,8 +56,9 @@ class Running:
             self.pid = int(children.read().split()[0])
 
     def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if self.process.poll() is None:  # else unshare has waited for it, and its pid may be somebody else's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         self.process.communicate()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from changed import drop_capability, in_child, prctl
+from changed import PR_SET_DUMPABLE, drop_capability, in_child, prctl
 from child import wait_until_ended
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
@@ -278,6 +278,36 @@ def test_ids_are_translated_and_one_that_is_not_mapped_is_told(start):
     finally:
         outer.kill()
         outer.communicate()
+
+
+@requires_root
+def test_the_environment_of_another_uid_in_a_user_namespace_of_ours_is_read_inside():
+    """Which is nobody's whom the caller has power over, until it is root there: as in rootless containers."""
+    command = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups", "unshare", "-U", "sleep", "infinity"]
+    with subprocess.Popen(command) as outer:
+        try:
+            until_it_sleeps(outer.pid)
+            for name in ("uid_map", "gid_map"):
+                Path(f"/proc/{outer.pid}/{name}").write_text("0 1000 1\n1 100000 10\n")
+            become = ["setpriv", "--reuid", "5", "--regid", "6", "--clear-groups", "sh", "-c", "exec sleep infinity"]
+            with nsjoin.spawn_in(outer.pid, become, env={"WORD": "theirs", "PATH": "/bin:/usr/bin"}) as target:
+                until_it_sleeps(target.pid)
+
+                def as_the_owner() -> None:
+                    os.setgroups([])
+                    os.setresgid(1000, 1000, 1000)
+                    os.setresuid(1000, 1000, 1000)
+                    prctl(PR_SET_DUMPABLE, 1)
+                    with pytest.raises(PermissionError):
+                        Path(f"/proc/{target.pid}/environ").read_bytes()
+                    assert output(target.pid, "sh", "-c", "echo $WORD", env=TARGET) == "theirs\n"
+
+                try:
+                    in_child(as_the_owner)
+                finally:
+                    target.kill()
+        finally:
+            outer.kill()
 
 
 @requires_root

@@ -42,13 +42,15 @@ def test_it_is_kept_once_above_stdio_and_not_inherited(away):
 
 
 def test_it_stays_above_stdio_where_that_is_closed(away):
-    copy = os.dup(0)
-    os.close(0)
+    copies = [os.dup(fd) for fd in (0, 1)]
+    os.closerange(0, 2)
     try:
-        assert keep(away) > 2
+        kept = keep(away)
     finally:
-        os.dup2(copy, 0)
-        os.close(copy)
+        for fd, copy in enumerate(copies):
+            os.dup2(copy, fd)
+            os.close(copy)
+    assert kept > 2
 
 
 @pytest.mark.parametrize("number_goes_to", [None, "/"])
@@ -123,7 +125,10 @@ def test_a_proc_that_went_is_forgotten(away, monkeypatch):
 
 
 def test_a_descriptor_that_cannot_be_looked_at_is_closed_or_kept_as_it_is(away, monkeypatch):
+    real = os.fstat
+
     def refuse(fd):
+        os.fstat = real  # the next time all is well
         raise OSError(errno.EOVERFLOW, "injected")
 
     def keep_and_be_refused():
