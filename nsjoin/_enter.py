@@ -187,8 +187,12 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         for namespace in self._given:
             if namespace.closed:  # its number may be another file's by now
                 raise ValueError("this Namespace is closed")
-        if lib.nsjoin_enter(stay, trip) < 0:
-            self._join_namespaces(stay, self._given)  # once more, to tell why
+        result = lib.nsjoin_enter(stay, trip)
+        if result == 0:
+            return
+        if stay.stage == lib.NSJOIN_BACK:  # where this thread is now is not where it belongs: not to be saved as that
+            raise _own_error(-result, stay, [BY_NAME[namespace.nstype] for namespace in self._given])
+        self._join_namespaces(stay, self._given)  # once more, to tell why
 
     def _join_opened(self, stay: CData) -> None:
         with OpenTarget(self._target) as opened:

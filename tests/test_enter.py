@@ -38,11 +38,13 @@ from nsjoin import (
     RestoreError,
     Target,
     TargetGoneError,
+    _enter,
     _shim,
     enter,
     run_in,
 )
 from nsjoin._nstype import BY_NAME
+from nsjoin._shim import lib
 
 pytestmark = requires_root
 
@@ -589,6 +591,32 @@ def test_a_failed_join_whose_undo_fails_is_a_restore_error(target):
                 raise AssertionError("inside")
         assert caught.value.nstype == "uts"
         assert links("thread-self") == {**before, "uts": theirs["uts"]}
+
+    in_child(test)
+
+
+def test_after_a_way_back_that_failed_nothing_more_is_tried(target, monkeypatch):
+    """A second try would save a foreign namespace as the one to come back to."""
+
+    class Counting:
+        calls = 0
+
+        def __getattr__(self, name):
+            return getattr(lib, name)
+
+        def nsjoin_enter(self, stay, trip):
+            self.calls += 1
+            return lib.nsjoin_enter(stay, trip)
+
+    def test():
+        counting = Counting()
+        with Namespace.from_pid(target.pid, "uts") as uts, Namespace.from_pid(target.pid, "net") as net:
+            inside = enter([uts, net])
+            refuse_setns("net", "uts", but=uts.fileno())
+            monkeypatch.setattr(_enter, "lib", counting)
+            with pytest.raises(RestoreError):
+                inside.__enter__()
+        assert counting.calls == 1
 
     in_child(test)
 
