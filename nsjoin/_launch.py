@@ -23,6 +23,7 @@ from . import _shim
 from ._nstype import BY_NAME
 from ._pack import pack
 from ._shim import ffi, lib
+from .exceptions import RestoreError, error
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -495,9 +496,27 @@ def home() -> Iterator[None]:
         stack.callback(os.close, own)
         away = _shim.own_namespace(row, for_children=True)
         stack.callback(os.close, away)
-        _shim.setns(own, row.flag)
-        stack.callback(_shim.setns, away, row.flag)
-        yield
+        is_away = True  # also where the exception is a signal handler's, and comes after the call
+        try:
+            try:
+                _shim.setns(own, row.flag)
+            except OSError:
+                is_away = False
+                raise
+            yield
+        finally:
+            if is_away:
+                _come_back(away, row.flag)
+
+
+def _come_back(away: int, nstype: int) -> None:
+    try:
+        _shim.setns(away, nstype)
+    except OSError as refused:
+        reason = "the thread's children are not born in the target any more, as they should be inside enter"
+        raise error(
+            RestoreError, refused.errno or 0, "setns", nstype="pid", target="this thread", reason=reason
+        ) from None
 
 
 def _ends_at_exec(fd: int, close_fds: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -573,3 +574,31 @@ def test_where_memory_cannot_be_shared_the_launch_forks(near):
 )
 def test_a_call_that_fails_is_an_error_and_nothing_is_left(near, fault, expected):
     assert with_fault(near.pid, fault) == [expected]
+
+
+# --- home ----------------------------------------------------------------------------------------------------
+
+
+@requires_root
+@pytest.mark.parametrize("failing", [(), (1,), (2,), ("a signal",)])
+def test_home_is_left_again_or_it_is_told(near, monkeypatch, failing):
+    calls = []
+
+    def setns(fd, nstype, real=_shim.setns):
+        calls.append(fd)
+        if len(calls) in failing:
+            raise PermissionError(errno.EPERM, "injected")
+        real(fd, nstype)
+        if failing == ("a signal",) and len(calls) == 1:
+            raise Interrupt
+
+    def born_into() -> str:
+        return os.readlink("/proc/thread-self/ns/pid_for_children")
+
+    raised = {(): None, (1,): PermissionError, (2,): nsjoin.RestoreError, ("a signal",): Interrupt}[failing]
+    with nsjoin.enter(near.pid, "pid"):
+        away = born_into()
+        monkeypatch.setattr(_shim, "setns", setns)
+        with pytest.raises(raised) if raised else contextlib.nullcontext(), _launch.home():
+            assert born_into() != away
+        assert (born_into() == away) is (failing != (2,))
