@@ -260,7 +260,7 @@ static void check_user(plan_t *plan)
 {
     struct k_statx found;
     begin(plan, NSJOIN_STEP_WITNESS);
-    long fd = SYS3(ioctl, plan->witness, K_PIDFD_GET_USER_NAMESPACE, 0); /* Linux 6.11 */
+    long fd = SYS3(ioctl, plan->witness, _IO(0xff, 9), 0); /* PIDFD_GET_USER_NAMESPACE, Linux 6.11 */
     must(plan, fd);
     plan->index = 1;
     must(plan, SYS5(statx, fd, "", K_AT_EMPTY_PATH, K_STATX_INO, &found));

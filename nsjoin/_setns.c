@@ -101,19 +101,28 @@ int nsjoin_prctl(int option, unsigned long value)
     return result(syscall(SYS_prctl, option, value, 0, 0, 0));
 }
 
+/* The requests are written as most machines have them; powerpc, mips, sparc and alpha have other bits for direction and
+ * size. Those of sockets are plain numbers everywhere. */
+static unsigned long native(unsigned long request)
+{
+    static const unsigned int directions[] = {_IOC_NONE, _IOC_WRITE, _IOC_READ, _IOC_READ | _IOC_WRITE};
+    unsigned int type = request >> 8 & 0xff;
+    return type == 0x89 ? request : _IOC(directions[request >> 30 & 3], type, request & 0xff, request >> 16 & 0x3fff);
+}
+
 int nsjoin_ioctl(int fd, unsigned long request)
 {
-    return result(syscall(SYS_ioctl, fd, request, 0)); /* the PIDFD_GET_* requests want a third argument of 0 */
+    return result(syscall(SYS_ioctl, fd, native(request), 0)); /* the PIDFD_GET_* requests want a third argument of 0 */
 }
 
 int nsjoin_ioctl_value(int fd, unsigned long request, int value)
 {
-    return result(syscall(SYS_ioctl, fd, request, (long)value));
+    return result(syscall(SYS_ioctl, fd, native(request), (long)value));
 }
 
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out)
 {
-    return result(syscall(SYS_ioctl, fd, request, out));
+    return result(syscall(SYS_ioctl, fd, native(request), out));
 }
 
 int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve)
@@ -567,10 +576,9 @@ int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, 
     int error = nsjoin_block_signals(&mask);
     if (error < 0)
         return error;
-    if (pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)) == (ssize_t)sizeof mask)
+    error = result(pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)));
+    if (error >= 0)
         error = start(&launch);
-    else
-        error = -EIO;
     nsjoin_restore_signals(&mask);
     return error;
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
@@ -27,7 +28,7 @@ enum {
     K_CLONE_NEWNS = 0x20000, K_MS_REC = 0x4000, K_MS_PRIVATE = 0x40000,
     K_F_SETFD = 2, K_FD_CLOEXEC = 1, K_F_DUPFD_CLOEXEC = 1030, K_AT_FDCWD = -100,
     K_PROT_READ_WRITE = 3, K_MAP_SHARED = 1, K_MAP_PRIVATE_ANONYMOUS = 0x22, K_RLIMIT_NOFILE = 7,
-    K_AT_EMPTY_PATH = 0x1000, K_STATX_INO = 0x100, K_PIDFD_GET_USER_NAMESPACE = 0xff09, K_JOIN_SESSION_KEYRING = 1,
+    K_AT_EMPTY_PATH = 0x1000, K_STATX_INO = 0x100, K_JOIN_SESSION_KEYRING = 1,
     K_CAPABILITY_VERSION_3 = 0x20080522, K_PATH_MAX = 4096
 };
 #define K_CLONE_INTO_CGROUP 0x200000000ULL /* Linux 5.7 */

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import fcntl
 import os
+import platform
 import re
 import runpy
 import struct
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
-from nsjoin import _launch, _shim
+from nsjoin import _launch, _nstype, _shim
 from nsjoin._launch import Ids, Job, pack
 from nsjoin._plan import Step
 from nsjoin._spawn import execute_child_arguments
@@ -303,6 +304,38 @@ def compile_c(headers: Path, source: str, output_file: Path, *flags: str, cc: st
 def test_the_shim_calls_nothing_but_what_is_listed_here(headers, tmp_path):
     compile_c(headers, "_setns.c", tmp_path / "shim.o", "-O2", "-fPIC", "-fno-stack-protector")
     assert plain(undefined(tmp_path / "shim.o")) <= AFTER_VFORK | IN_THE_CALLER
+
+
+#: asm/ioctl.h of powerpc; mips, sparc and alpha have the same
+POWERPC = """
+#define _IOC_NONE 1U
+#define _IOC_READ 2U
+#define _IOC_WRITE 4U
+#define _IOC(dir, type, nr, size) ((dir) << 29 | (size) << 16 | (type) << 8 | (nr))
+"""
+#: as written in Python, and as powerpc has it
+REQUESTS = {
+    _shim._NS_GET_USERNS: 0x2000B701,
+    _shim._NS_GET_PID_IN_PIDNS: 0x4004B708,
+    _shim._NS_GET_ID: 0x4008B70D,
+    _shim._PIDFD_GET_INFO: 0xC040FF0B,
+    _nstype.BY_NAME["user"].get: 0x2000FF09,
+    _shim._SIOCGSKNS: 0x894C,
+}
+
+
+@pytest.mark.parametrize(("macros", "is_powerpc"), [(POWERPC, True), ("#include <sys/ioctl.h>", False)])
+def test_an_ioctl_has_the_number_that_the_machine_gives_it(tmp_path, macros, is_powerpc):
+    function = re.search(r"static unsigned long native\(.*?\n}\n", (PACKAGE / "_setns.c").read_text(), re.DOTALL)
+    assert function is not None
+    main = 'int main(int n, char **of) { while (--n) printf("%lu\\n", native(strtoul(*++of, 0, 0))); return 0; }'
+    source = tmp_path / "numbers.c"
+    source.write_text(f"#include <stdio.h>\n#include <stdlib.h>\n{macros}\n{function[0]}\n{main}\n")
+    output(compiler(), source, "-o", tmp_path / "numbers")
+    found = [int(line) for line in output(tmp_path / "numbers", *map(str, REQUESTS)).split()]
+    if not is_powerpc and platform.machine() not in ("x86_64", "aarch64"):
+        pytest.skip("this machine may have its own numbers")
+    assert found == list(REQUESTS.values() if is_powerpc else REQUESTS)
 
 
 @requires_program("objdump")
