@@ -218,14 +218,16 @@ class _Call:
 
     def _ask_to_end(self, middle: int) -> None:
         try:
-            os.write(self._work.control[0], b"end")
+            os.write(self._work.control[0], b"end")  # of this kind of socket, no SIGPIPE
             pidfd = _shim.pidfd_open(middle)
         except OSError:
             return
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(500)  # milliseconds; it has only to kill and reap
-        os.close(pidfd)
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(500)  # milliseconds; it has only to kill and reap
+        finally:
+            os.close(pidfd)
 
 
 def _forks() -> Iterator[int]:
