@@ -23,6 +23,7 @@ nox.options.sessions = ["lint", "tests", "conformance", "docs", "wheel", "musl"]
 HERE = Path(__file__).resolve().parent
 C_OF_THE_SDIST = {f"nsjoin/{name}" for name in ("_setns.c", "_setns.h", "_joiner.c", "_build_setns.py")}
 REST_OF_THE_SDIST = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "nsjoin/py.typed"}
+DEBIAN_KERNEL = "linux-image-6.1.0-56-amd64"
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 
@@ -78,6 +79,18 @@ def docs(session: nox.Session) -> None:
     """The site, with warnings as errors."""
     session.install("-e", ".[docs]")
     session.run("sphinx-build", "-W", "-n", "-q", "docs", str(Path(session.create_tmp()) / "html"))
+
+
+@nox.session
+def kernel(session: nox.Session) -> None:
+    """The tests on other kernels, in qemu; by hand. Arguments: names of linux-image packages, or .deb files."""
+    session.install("-e", ".[test]")
+    for package in session.posargs or [DEBIAN_KERNEL]:
+        folder = Path(session.create_tmp()).resolve() / Path(package).stem
+        own = ("python", "tests/kernel/boot.py", "--folder", str(folder), "--package", package, "--")
+        guest = str(Path(session.bin).resolve() / "python")
+        session.run(*own, guest, "examples/inside.py")
+        session.run(*own, guest, "-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider")
 
 
 # --- packaging ----------------------------------------------------------------------------------------------
