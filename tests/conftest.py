@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsjoin import _guard, _launch, _nstype, _shim
+from nsjoin import _guard, _launch, _nstype, _process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +113,8 @@ def _warm_up() -> None:
     """What is kept for the process's lifetime is made now: the sealed joiner, and this thread's own pidfd."""
     _launch._image.open()
     _guard.prepare()
-    _shim.inodes(-1, [_nstype.BY_NAME["uts"].get])
+    # makes the pidfd where the kernel has it (6.9); elsewhere it reads /proc and keeps nothing
+    _process.own_inodes((_nstype.BY_NAME["uts"],))
 
 
 _PR_GET_DUMPABLE = 3
