@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from . import _guard, _procfs, _reason, _shim
 from ._namespace import Namespace
+from ._netns_etc import WithEtc
 from ._nstype import BY_FLAG, BY_NAME, mask, select
 from ._process import has_user_namespace_above
 from ._shim import ffi, lib
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from ._nstype import NsType
     from ._setns import CData
-    from ._target import TargetLike
+    from ._target import Openable, TargetLike
 
     _Func = TypeVar("_Func", bound=Callable[..., Any])
 
@@ -87,6 +88,9 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     ImportError, LookupError for a codec, unless ``allow_imports`` is true. The name service (users, groups, hosts)
     keeps the configuration and the libraries that it has outside.
 
+    ``netns_etc=True`` with ``"net"`` is what ``ip netns exec`` does besides, as said of ``Popen``: for this thread,
+    /sys and /etc are those for that network namespace. Modules may be loaded, as these are our own files.
+
     Not to be held across an ``await``: every other task of the thread would run inside. Where asyncio's loop has run
     within it, leaving raises RuntimeError, once the thread is back.
 
@@ -102,13 +106,17 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     in: then nothing has changed either. TypeError and ValueError for bad arguments. setns(2); Linux 4.11.
     """
 
-    def __init__(self, target: TargetLike, *nstypes: str, allow_imports: bool = False) -> None:
-        self._target = check_target(target)
+    def __init__(self, target: TargetLike, *nstypes: str, allow_imports: bool = False, netns_etc: bool = False) -> None:
+        self._target: Openable = check_target(target)
         self._rows = select(nstypes)
         if not nstypes and not isinstance(self._target, tuple):
             raise TypeError("enter a process by naming types, such as enter(pid, 'net')")
         _refuse(self._rows)
-        self._allow_imports = allow_imports
+        self._netns_etc = netns_etc
+        if netns_etc:
+            self._target = with_etc = WithEtc(check_target(target), self._rows or None)
+            self._rows = with_etc.wanted or ()
+        self._allow_imports = allow_imports or netns_etc  # those are our own files
         self._trip: CData | None = None
         if isinstance(self._target, tuple) and all(isinstance(member, Namespace) for member in self._target):
             self._given = self._choose(self._target)  # type: ignore[arg-type]
@@ -195,11 +203,14 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         self._join_namespaces(stay, self._given)  # once more, to tell why
 
     def _join_opened(self, stay: CData) -> None:
+        before = os.getcwd() if self._netns_etc else None
         with OpenTarget(self._target) as opened:
             if opened.process is not None:
                 self._join_process(stay, opened.process)
             else:
                 self._join_namespaces(stay, self._choose(opened.namespaces))
+        if before is not None:
+            os.chdir(before)  # the mount namespace is a copy of ours
 
     def _join_process(self, stay: CData, process: Target) -> None:
         _refuse(self._rows)

@@ -56,4 +56,5 @@ class SpawnKeywords(RunKeywords, total=False):
     """The same, and how to join."""
 
     namespaces: Iterable[str] | None
+    netns_etc: bool
     fork: bool

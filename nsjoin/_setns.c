@@ -136,9 +136,9 @@ int nsjoin_memfd_create(const char *name, unsigned int flags)
     return result(syscall(SYS_memfd_create, name, flags));
 }
 
-int nsjoin_mount(const char *source, const char *target, unsigned long flags)
+int nsjoin_mount(const char *source, const char *target, const char *fstype, unsigned long flags)
 {
-    return result(mount(source, target, NULL, flags, NULL));
+    return result(mount(source, target, fstype, flags, NULL));
 }
 
 int nsjoin_umount(const char *target, int flags)

@@ -246,7 +246,7 @@ struct nsjoin_hold {
 /* Starts the image as a holder. offsets: what is written to timens_offsets of a new time namespace, NULL: nothing.
  * -errno also where the holder has been started and failed: then it ends, and is the caller's to reap. */
 int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_offsets);
-int nsjoin_mount(const char *source, const char *target, unsigned long flags);
+int nsjoin_mount(const char *source, const char *target, const char *fstype, unsigned long flags);
 int nsjoin_umount(const char *target, int flags);
 /* Mounts the file of the first descriptor on that of the second: open_tree(2) and move_mount(2), Linux 5.2. */
 int nsjoin_bind(int fd, int on);

@@ -218,9 +218,10 @@ def openat2_on_mount(directory: int, path: bytes, flags: int) -> int:
     return check(lib.nsjoin_openat2(directory, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS))
 
 
-def mount(source: str, target: str, flags: int) -> None:
-    """mount(2) without a type of file system: bind mounts, and changes of what is mounted."""
-    check(lib.nsjoin_mount(os.fsencode(source), os.fsencode(target), flags))
+def mount(source: str, target: str, flags: int, fstype: str | None = None) -> None:
+    """mount(2); without a type of file system: bind mounts, and changes of what is mounted."""
+    kind = ffi.NULL if fstype is None else fstype.encode()
+    check(lib.nsjoin_mount(os.fsencode(source), os.fsencode(target), kind, flags))
 
 
 def umount(target: str | bytes | os.PathLike[str] | os.PathLike[bytes], flags: int) -> None:

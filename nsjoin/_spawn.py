@@ -12,6 +12,7 @@ from . import _like
 from ._accounts import check_own_names, numbers
 from ._launch import Ids, Job, end, environment, wait
 from ._namespace import Namespace
+from ._netns_etc import WithEtc
 from ._nstype import mask, select
 from ._start import MNT, PID, USER, start
 from ._target import TARGET, OpenTarget, check_target
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ._keywords import Command, SpawnKeywords
     from ._launch import Launch
     from ._nstype import NsType
-    from ._target import Checked, TargetLike
+    from ._target import Openable, TargetLike
 
 # --- what subprocess.Popen hands over -----------------------------------------------------------------------
 
@@ -122,6 +123,11 @@ class Popen(subprocess.Popen[AnyStr]):
     allows dropping them, unless ``user``, ``group`` or ``extra_groups`` say otherwise; ``preserve_credentials=True``
     leaves all of them as they are, with the capabilities that execve(2) leaves to such a user there.
 
+    ``netns_etc=True`` is what ``ip netns exec`` does besides: in a mount namespace that is a copy of ours, /sys shows
+    the devices of the network namespace, and the files of /etc/netns/NAME lie over those of /etc. NAME is what
+    ``ip netns`` calls it; without one NamespaceNotFoundError. The working directory stays the same. Of a process,
+    ``namespaces`` has to name ``"net"``. A file that cannot be bound is a RuntimeWarning.
+
     ``root`` is another root directory: TARGET for the target's, also without mnt, or a directory of the caller's by its
     path or an open descriptor; it is opened before anything is joined, and needs CAP_SYS_CHROOT. ``cwd`` may be a
     descriptor too. A working directory that is not below the root is refused (JoinError, EXDEV).
@@ -151,12 +157,13 @@ class Popen(subprocess.Popen[AnyStr]):
     left behind then. setns(2), clone(2); Linux 4.11, race-free from 5.3, one atomic join from 5.8.
     """
 
-    _checked_target: Checked
+    _checked_target: Openable
     _choice: _like.Choice | None
     _unshare: int
     _wanted: tuple[NsType, ...] | None
     _fork: bool
     _preserve_credentials: bool
+    _netns_etc: bool
     _deadline: float | None
     _new_group: bool
     _status_is_lost = False
@@ -244,6 +251,7 @@ class Popen(subprocess.Popen[AnyStr]):
         *positional: Any,
         target: TargetLike,
         namespaces: Iterable[str] | None = None,
+        netns_etc: bool = False,
         fork: bool = True,
         unshare: Iterable[str] = (),
         like_target: bool = False,
@@ -259,8 +267,12 @@ class Popen(subprocess.Popen[AnyStr]):
                 "the target; use the other arguments, or call_in"
             )
         self._choice = _like.choose(keywords, like_target=like_target)
-        self._checked_target = check_target(target)
+        self._checked_target = checked = check_target(target)
         self._wanted = None if namespaces is None else select(namespaces)
+        self._netns_etc = netns_etc
+        if netns_etc:
+            self._checked_target = with_etc = WithEtc(checked, self._wanted)
+            self._wanted = with_etc.wanted
         self._fork = fork
         self._preserve_credentials = preserve_credentials
         self._unshare = _new_types(unshare)
@@ -283,6 +295,8 @@ class Popen(subprocess.Popen[AnyStr]):
     def _execute_child(self, *arguments: Any) -> None:
         """Overrides subprocess.Popen: everything up to a running program."""
         given = dict(zip(_ARGUMENTS, arguments))
+        if self._netns_etc and given["cwd"] is None:
+            given["cwd"] = os.getcwd()  # that mount namespace is a copy of ours
         choice = self._choose(given)
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
         sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
@@ -343,7 +357,7 @@ def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
     if not any(isinstance(name, str) for name in names) or isinstance(keywords.get("extra_groups"), str):
         yield  # an extra_groups that is a str is an error, which subprocess raises
         return
-    if not (popen._wanted is None or MNT in popen._wanted):
+    if popen._netns_etc or not (popen._wanted is None or MNT in popen._wanted):
         check_own_names(keywords)
         yield
         return

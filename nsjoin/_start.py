@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ._launch import Attributes, Cgroup, Ids, Launch
     from ._nstype import NsType
-    from ._target import Checked, Target
+    from ._target import Openable, Target
     from .exceptions import NamespaceError
 
     class Startable(Protocol):
@@ -54,7 +54,7 @@ _NEVER_ONES_OWN = (USER, MNT)
 
 def start(
     job: Startable,
-    checked: Checked,
+    checked: Openable,
     wanted: tuple[NsType, ...] | None,
     fork: bool,
     name: Any = None,

@@ -13,7 +13,7 @@ from ._nstype import NSTYPES, lookup
 from ._process import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Protocol, Self, TypeAlias
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     #: Whose namespaces to join: a process, or namespaces.
     TargetLike: TypeAlias = Union[int, "Target", HasPid, Namespace, _Path, Iterable[Union[Namespace, _Path]]]
 
+    class Opener(Protocol):
+        """What takes the place of a target whose namespaces are not all there yet; ``own`` what is to be closed."""
+
+        def open(self, own: Callable[[Any], Any]) -> tuple[Namespace, ...]: ...
+
+
 #: A target whose kind has been checked and of which nothing has been opened yet.
 Checked = Union[int, "Target", tuple[Union[Namespace, str, bytes], ...]]
+Openable = Union[Checked, "Opener"]
 
 
 class AsTarget(enum.Enum):
@@ -182,21 +189,23 @@ class OpenTarget:
 
     __slots__ = ("_owned", "namespaces", "process")
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: Openable) -> None:
         self.process: Target | None = None
         self.namespaces: tuple[Namespace, ...] = ()
-        self._owned: list[Target | Namespace] = []
+        self._owned: list[Target | Namespace | OpenTarget] = []
         try:
             if isinstance(checked, Target):
                 self.process = checked
             elif isinstance(checked, int):
                 self.process = self._own(Target.from_pid(checked))
-            else:
+            elif isinstance(checked, tuple):
                 self.namespaces = tuple(
                     member if isinstance(member, Namespace) else self._own(Namespace.from_path(member))
                     for member in checked
                 )
-                self._check_types()
+            else:
+                self.namespaces = checked.open(self._own)
+            self._check_types()
         except BaseException:
             self.close()
             raise

@@ -54,6 +54,7 @@ async def spawn_in(
     args: Command,
     *,
     namespaces: Iterable[str] | None = None,
+    netns_etc: bool = False,
     fork: bool = True,
     limit: int = _LIMIT,
     **popen_kwargs: Unpack[RunKeywords],
@@ -64,7 +65,7 @@ async def spawn_in(
     only. Raises what ``nsjoin.Popen`` raises. If this call is cancelled, what it had started is killed and reaped;
     afterwards the process is its owner's, as with asyncio.
     """
-    keywords: dict[str, Any] = {**popen_kwargs, "namespaces": namespaces, "fork": fork}
+    keywords: dict[str, Any] = {**popen_kwargs, "namespaces": namespaces, "netns_etc": netns_etc, "fork": fork}
     with contextlib.ExitStack() as pin:
         popen = await _launch(target, args, None, keywords, pin)
         protocol = asyncio.subprocess.SubprocessStreamProtocol(limit=limit, loop=asyncio.get_running_loop())
@@ -78,6 +79,7 @@ async def run_in(
     args: Command,
     *,
     namespaces: Iterable[str] | None = None,
+    netns_etc: bool = False,
     fork: bool = True,
     input: bytes | bytearray | memoryview | None = None,  # noqa: A002 - as in subprocess.run
     capture_output: bool = False,
@@ -93,7 +95,8 @@ async def run_in(
     pipes. subprocess.TimeoutExpired, subprocess.CalledProcessError (``check=True``), ChildProcessError if the exit
     status is lost, and what ``nsjoin.Popen`` raises.
     """
-    keywords: dict[str, Any] = {**popen_kwargs, "namespaces": namespaces, "fork": fork, "_new_group": kill_group}
+    keywords: dict[str, Any] = {**popen_kwargs, "namespaces": namespaces, "netns_etc": netns_etc, "fork": fork}
+    keywords["_new_group"] = kill_group
     if input is not None:
         memoryview(input)  # TypeError for a str, before anything runs
     choose_streams(keywords, input, capture_output)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from changed import become_nobody
-from conftest import IS_ROOT, _state
+from conftest import IS_ROOT, _state, wait_for_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +72,7 @@ def _outcome(function: Callable[[], object], prepare: tuple[Callable[[], object]
             step()
         before = _state()
         value = function()
+        wait_for_threads(int(str(before["threads"])))
         after = _state()
         assert after == before, f"left behind: {[what for what in before if after[what] != before[what]]}"
         return pickle.dumps((True, value))

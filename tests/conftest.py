@@ -153,6 +153,13 @@ def _state() -> dict[str, object]:
     }
 
 
+def wait_for_threads(number: int) -> None:
+    """A thread that has been joined may still be ending in the kernel, and closes its own pidfd there."""
+    end = time.monotonic() + 30
+    while len(os.listdir("/proc/self/task")) > number and time.monotonic() < end:
+        os.sched_yield()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compare descriptors, children, namespaces, cwd, root, signals and dumpable flag before and after each test.
@@ -163,10 +170,7 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("target")
     before = _state()
     yield
-    # a thread that has been joined may still be ending in the kernel, and closes its own pidfd there
-    end = time.monotonic() + 30
-    while len(os.listdir("/proc/self/task")) > int(str(before["threads"])) and time.monotonic() < end:
-        os.sched_yield()
+    wait_for_threads(int(str(before["threads"])))
     after = _state()
     for what, value in before.items():
         assert after[what] == value, f"{what} changed"
