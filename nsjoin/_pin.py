@@ -81,7 +81,7 @@ def _mount(fd: int, path: PathLike, undo: ExitStack) -> None:
 
 def _take_away(path: PathLike) -> None:
     _try(lambda: _shim.umount(path, _MNT_DETACH | _UMOUNT_NOFOLLOW), errno.EINVAL, errno.EPERM)  # it is not mounted
-    os.unlink(path)
+    _try(lambda: os.unlink(path))
 
 
 def _share(directory: str, undo: ExitStack) -> None:
@@ -100,18 +100,18 @@ def _share(directory: str, undo: ExitStack) -> None:
             if refused.errno != errno.EINVAL:  # it is no mount point
                 raise
             _shim.mount(directory, directory, _MS_BIND | _MS_REC)
-            undo.callback(_try, lambda: _shim.umount(directory, _UMOUNT_NOFOLLOW), errno.EBUSY)
+            undo.callback(_try, lambda: _shim.umount(directory, _UMOUNT_NOFOLLOW), errno.EBUSY, errno.EINVAL)
             _shim.mount("none", directory, _MS_SHARED | _MS_REC)
     finally:
         os.close(lock)
 
 
 def _try(undo: Callable[[], None], *allowed: int) -> None:
-    """Undo one thing; ``allowed`` says that others use it by now, or that there is nothing to undo."""
+    """Undo one thing, which others may have removed; ``allowed`` says that they use it by now, or have undone it."""
     try:
         undo()
     except OSError as refused:
-        if refused.errno not in allowed:
+        if refused.errno not in (errno.ENOENT, *allowed):
             raise
 
 

@@ -18,6 +18,9 @@ import pytest
 from changed import become_nobody
 from conftest import IS_ROOT, _state, wait_for_threads
 
+import nsjoin
+from nsjoin import _shim
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -45,6 +48,13 @@ def become_ordinary_user() -> None:
 
 def close_stdio() -> None:
     os.closerange(0, 3)
+
+
+def own_run() -> None:
+    """In a mount namespace of our own from here on, with an empty /run; nothing of it reaches others."""
+    nsjoin.unshare("mnt")
+    _shim.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
 
 
 def in_child(function: Callable[[], T], *prepare: Callable[[], object]) -> T:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import select
 import signal
 import subprocess
 from typing import Any
 
 import pytest
-from changed import NR, Filter, memfds_do_not_run
+from changed import NR, SYS_MOUNT, Filter, memfds_do_not_run
 from child import become_ordinary_user, in_child
 from conftest import requires_root
 from faults.kernels import FEATURES, refuse
 
 import nsjoin
 from nsjoin import _launch, _shim
-
-SYS_MOUNT = {"x86_64": 165, "aarch64": 40}[platform.machine()]
 
 TYPES = ["mnt", "uts", "ipc", "net", "cgroup", "user", "time", "pid"]
 
