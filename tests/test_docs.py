@@ -30,7 +30,7 @@ BLOCK = re.compile(r"(?:<!-- shown: (?P<shown>[^>]+) -->\n)?^```(?P<kind>[a-z]+)
 END = "--- end of block ---"
 #: Blocks of README that are not run, by what is in them
 README_SHOWN = {
-    "/run/netns/blue": "needs that name; docs/howto/create.md runs the like of it",
+    "/run/netns/blue": "needs that name; docs/howto/netns.md runs the like of it",
     '["make", "test"]': "needs a target with a Makefile",
     "start_server(handle": "half a program; docs/howto/sockets.md has a whole one",
 }
