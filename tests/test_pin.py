@@ -26,7 +26,7 @@ from changed import (
     drop_capability,
     join,
 )
-from child import in_child, own_run
+from child import become_ordinary_user, in_child, own_run
 from conftest import requires_program, requires_root
 
 import nsjoin
@@ -178,6 +178,30 @@ def a_mount_namespace_made_before_sees_it(propagation: str) -> None:
 @pytest.mark.parametrize("propagation", ["unchanged", "slave"])
 def test_a_mount_namespace_that_was_there_before_sees_the_name_come_and_go(propagation):
     in_child(lambda: a_mount_namespace_made_before_sees_it(propagation), own_run)
+
+
+def pin_in_namespaces_of_his_own() -> None:
+    with nsjoin.create("user") as user, nsjoin.create("mnt", user=user) as mnt, nsjoin.create("net", user=user) as net:
+        assert nsjoin.call_in([user, mnt], pin_in_an_empty_run, net.fileno()) == ["blue"]
+        with pytest.raises(PermissionError):
+            net.pin("/run/netns/blue")
+
+
+def pin_in_an_empty_run(net: int) -> list[str]:
+    mount("-t", "tmpfs", "none", "/run")
+    with nsjoin.Namespace.from_fd(net) as made:
+        made.pin("/run/netns/blue")
+        with nsjoin.Namespace.from_netns("blue") as found:
+            assert found == made
+    listed = ip()
+    ip("del", "blue")
+    assert os.listdir("/run/netns") == []
+    return listed
+
+
+@requires_program("ip")
+def test_an_ordinary_user_pins_in_a_mount_namespace_of_his_own():
+    in_child(pin_in_namespaces_of_his_own, become_ordinary_user)
 
 
 # --- failures half way ------------------------------------------------------------------------------------------------
