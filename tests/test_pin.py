@@ -180,6 +180,40 @@ def test_a_mount_namespace_that_was_there_before_sees_the_name_come_and_go(propa
     in_child(lambda: a_mount_namespace_made_before_sees_it(propagation), own_run)
 
 
+def only_the_file_is_there() -> None:
+    with nsjoin.create("mnt") as other, nsjoin.create("net") as made:
+        made.pin("/run/netns/blue")
+        nsjoin.call_in(other, there_it_is_no_namespace)
+        with nsjoin.Namespace.from_netns("blue") as found:
+            assert found == made
+    nsjoin.unpin("/run/netns/blue")
+
+
+def there_it_is_no_namespace() -> None:
+    with pytest.raises(nsjoin.NotANamespaceError):
+        nsjoin.Namespace.from_netns("blue")
+    with pytest.raises(nsjoin.NotANamespaceError):
+        nsjoin.unpin("/run/netns/blue")
+
+
+@requires_root
+def test_where_the_mount_has_not_come_the_file_is_no_namespace_and_stays():
+    in_child(only_the_file_is_there, own_run)
+
+
+def another_type_by_that_name() -> None:
+    with nsjoin.create("uts") as made:
+        made.pin("/run/netns/blue")
+    with pytest.raises(nsjoin.NotANamespaceError, match="a uts namespace, not a network namespace"):
+        nsjoin.Namespace.from_netns("blue")
+    nsjoin.unpin("/run/netns/blue")
+
+
+@requires_root
+def test_another_type_of_namespace_is_no_network_namespace():
+    in_child(another_type_by_that_name, own_run)
+
+
 def pin_in_namespaces_of_his_own() -> None:
     with nsjoin.create("user") as user, nsjoin.create("mnt", user=user) as mnt, nsjoin.create("net", user=user) as net:
         assert nsjoin.call_in([user, mnt], pin_in_an_empty_run, net.fileno()) == ["blue"]
@@ -279,6 +313,22 @@ def without_privilege(fd: int) -> None:
 @requires_root
 def test_nothing_is_left_without_privilege():
     in_child(fail_half_way, own_run)
+
+
+def a_mount_namespace_in_a_shared_mount() -> None:
+    with nsjoin.create("mnt") as made:
+        made.pin("/run/mnt")
+        with nsjoin.Namespace.from_path("/run/mnt") as found:
+            assert found == made
+        nsjoin.unpin("/run/mnt")
+        with unchanged(), pytest.raises(nsjoin.NamespaceError, match="whose mount is private") as caught:
+            made.pin("/run/mnt")
+        assert caught.value.errno == errno.EINVAL
+
+
+@requires_root
+def test_a_mount_namespace_is_pinned_in_a_private_mount_only():
+    in_child(a_mount_namespace_in_a_shared_mount, own_run)
 
 
 def a_file_for_a_directory() -> None:
