@@ -402,7 +402,7 @@ int nsjoin_leave(struct nsjoin_stay *stay)
         close_one(&stay->root);
         close_one(&stay->cwd);
     }
-    stay->n = 0;
+    stay->n = stay->is_given = 0; /* what was given is closed now: who enters with this stay again saves anew */
     stay->joined = 0;
     stay->call = call;
     return first;

@@ -126,7 +126,7 @@ def own_namespace(row: NsType, *, for_children: bool = False) -> int:
     if fd >= 0:
         return fd
     # /proc/self is the main thread's; this thread's own is thread-self (Linux 3.17)
-    return _procfs.open_file(f"thread-self/ns/{name}")
+    return above_stdio(_procfs.open_file(f"thread-self/ns/{name}"))
 
 
 def inodes(pidfd: int, requests: Sequence[int]) -> tuple[int, ...]:

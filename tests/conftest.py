@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsjoin import _guard, _launch, _nstype, _process
+from nsjoin import _guard, _launch, _nstype, _process, _shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,6 +93,19 @@ requires_root = pytest.mark.skipif(not IS_ROOT, reason="joining without a user n
 def requires_program(name: str) -> pytest.MarkDecorator:
     """Skip, and say so, where a tool of the system is not installed (``.ci/run`` installs them all)."""
     return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+
+
+def _has_own_namespaces() -> bool:
+    try:
+        _shim.inodes(-1, [_nstype.BY_NAME["uts"].get])
+    except OSError:
+        return False
+    return True
+
+
+requires_namespaces_of_pidfds = pytest.mark.skipif(
+    not _has_own_namespaces(), reason="this kernel does not give a pidfd's namespaces (PIDFD_GET_*, Linux 6.11)"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from changed import NR, SYS_MOUNT, Filter, memfds_do_not_run
 from child import become_ordinary_user, in_child
-from conftest import requires_root
+from conftest import requires_namespaces_of_pidfds, requires_root
 from faults.kernels import FEATURES, refuse
 
 import nsjoin
@@ -309,5 +309,6 @@ def output_in_a_new_pid_namespace() -> str:
         return nsjoin.run_in([space], ["sh", "-c", "echo $$"], stdout=-1, text=True).stdout.strip()
 
 
+@requires_namespaces_of_pidfds  # the child of a call cannot look into its own /proc/self/ns
 def test_an_ordinary_user_makes_one_in_a_user_namespace():
     in_child(with_an_init_in_a_user_namespace, become_ordinary_user)

@@ -29,7 +29,7 @@ from changed import (
     in_thread,
     join,
 )
-from conftest import requires_root
+from conftest import requires_namespaces_of_pidfds, requires_root
 
 from nsjoin import (
     JoinError,
@@ -274,6 +274,7 @@ def test_a_deleted_working_directory_is_come_back_to(target, tmp_path):
     in_child(test)
 
 
+@requires_namespaces_of_pidfds
 def test_one_comes_back_to_a_chroot_from_the_targets_whole_root(target, tmp_path):
     (tmp_path / "jail" / "here").mkdir(parents=True)
 
@@ -595,6 +596,7 @@ def test_a_failed_join_whose_undo_fails_is_a_restore_error(target):
     in_child(test)
 
 
+@requires_namespaces_of_pidfds
 def test_after_a_way_back_that_failed_nothing_more_is_tried(target, monkeypatch):
     """A second try would save a foreign namespace as the one to come back to."""
 
@@ -621,6 +623,7 @@ def test_after_a_way_back_that_failed_nothing_more_is_tried(target, monkeypatch)
     in_child(test)
 
 
+@requires_namespaces_of_pidfds
 def test_in_a_chroot_without_proc_open_namespaces_are_all_that_is_needed(target, tmp_path):
     def test():
         with contextlib.ExitStack() as stack:
@@ -1008,6 +1011,7 @@ def test_another_thread_can_load_modules_meanwhile(target):
     in_child(lambda: (become_old_kernel(pidfds=True), test()))
 
 
+@requires_namespaces_of_pidfds
 def test_our_own_mnt_is_not_foreign():
     def test():
         with enter(os.getpid(), "mnt"):

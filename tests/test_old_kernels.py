@@ -20,7 +20,8 @@ from conftest import IS_ROOT, Running, requires_root
 
 import nsjoin
 from nsjoin import _shim
-from nsjoin._nstype import BY_NAME
+from nsjoin._nstype import BY_NAME, NSTYPES
+from nsjoin._process import own_inodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 
@@ -91,6 +92,23 @@ def test_everything_works_without(stage, label, names, forbidden):
         answer = stage.perform(operation, refused=names, forbidden=forbidden)
         assert answer["error"] is None, f"{operation} without {label}: {answer}"
         assert (answer["changed"], answer["left"], answer["hung"]) == ([], [], False), answer
+
+
+@requires_root
+@HOW
+@pytest.mark.parametrize(("label", "names"), kernels.rows(), ids=[label for label, _ in kernels.rows()])
+def test_a_thread_comes_back_without(target, label, names, forbidden):
+    """Where setns takes no pidfd, a stay begins twice: what the first has saved through /proc is closed by then."""
+
+    def enters() -> None:
+        kernels.refuse(names, forbidden=forbidden)
+        before = own_inodes(NSTYPES)
+        for nstypes in (("net",), ("net", "uts"), ("net", "uts", "ipc", "mnt")):
+            with nsjoin.enter(target.pid, *nstypes, allow_imports=True):
+                assert own_inodes(NSTYPES) != before
+            assert own_inodes(NSTYPES) == before
+
+    in_child(enters)
 
 
 @HOW

@@ -16,7 +16,7 @@ import threading
 import pytest
 from changed import NOBODY, become_old_kernel, forked, in_child, join
 from child import wait_until_ended
-from conftest import requires_root
+from conftest import requires_namespaces_of_pidfds, requires_root
 
 import nsjoin
 from nsjoin import Namespace, NamespaceError, NamespacePermissionError, Target, TargetGoneError, _guard, _shim
@@ -108,6 +108,7 @@ def test_it_gives_what_children_are_born_into(target, kernel):
     test(kernel)
 
 
+@requires_namespaces_of_pidfds
 def test_what_children_are_born_into_is_known_before_there_is_any():
     """Before the first child, /proc says ENOENT; the kernel's ioctl gives the namespace."""
 
@@ -355,6 +356,7 @@ def test_a_proc_of_another_pid_namespace_is_not_believed():
     in_child(in_new_pid_namespace)
 
 
+@requires_namespaces_of_pidfds
 def test_by_pidfd_a_target_needs_no_proc():
     """Nor does it matter that there is none, or another's."""
 

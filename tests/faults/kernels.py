@@ -94,6 +94,8 @@ FEATURES = {
 }
 #: What Linux 4.18 has is not part of "all": it only may be forbidden.
 OLD = tuple(name for name, feature in FEATURES.items() if not feature.since.startswith("3."))
+#: Between which some of them came: the oldest that nsjoin works on, and those of long support.
+RELEASES = ("4.18", "5.4", "5.10", "6.1")
 
 
 def refuse(names: Iterable[str], *, forbidden: bool) -> None:
@@ -103,8 +105,18 @@ def refuse(names: Iterable[str], *, forbidden: bool) -> None:
         feature.refuse(errno.EPERM if forbidden else feature.absent).install()
 
 
+def lacking(release: str) -> tuple[str, ...]:
+    """What a kernel of that release does not have."""
+    return tuple(name for name in OLD if number(FEATURES[name].since) > number(release))
+
+
+def number(release: str) -> tuple[int, ...]:
+    return tuple(map(int, release.split(".")))
+
+
 def rows() -> list[tuple[str, tuple[str, ...]]]:
-    return [("nothing", ()), *((name, (name,)) for name in FEATURES), ("all that 4.18 lacks", OLD)]
+    releases = [(f"all that {release} lacks", lacking(release)) for release in RELEASES]
+    return [("nothing", ()), *((name, (name,)) for name in FEATURES), *releases]
 
 
 def main() -> None:
