@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 C_OF_THE_SDIST = {f"nsjoin/{name}" for name in ("_setns.c", "_setns.h", "_joiner.c", "_build_setns.py")}
 REST_OF_THE_SDIST = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "nsjoin/py.typed"}
 DEBIAN_KERNEL = "linux-image-6.1.0-56-amd64"
+SANITIZED_TESTS = [f"tests/test_{name}.py" for name in ("launch", "spawn", "enter", "call", "create")]
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 
@@ -91,6 +92,29 @@ def kernel(session: nox.Session) -> None:
         guest = str(Path(session.bin).resolve() / "python")
         session.run(*own, guest, "examples/inside.py")
         session.run(*own, guest, "-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider")
+
+
+@nox.session
+def sanitizers(session: nox.Session) -> None:
+    """The C by itself and the module under sanitizers and valgrind; by hand, as root. Arguments: tests."""
+    session.install("cffi>=1.17.1", "setuptools>=77.0.3", "pytest>=8", "pyroute2>=0.7")
+    session.run("python", "tests/sanitizers/run.py")
+    folder = Path(session.create_tmp()).resolve()
+    flags = "-fsanitize=address,undefined"
+    build = {"CC": "gcc", "LDSHARED": "gcc -shared", "CFLAGS": f"{flags} -g -fno-omit-frame-pointer", "LDFLAGS": flags}
+    command = ("setup.py", "-q", "build", "-b", str(folder / "build"), "--build-lib", str(folder / "lib"))
+    session.run("python", *command, env=build)
+    # python itself is built without: ASan has to come first, and what an interpreter leaves at its end is not ours
+    libraries = [
+        session.run("gcc", f"-print-file-name=lib{name}.so", silent=True, external=True) for name in ("asan", "ubsan")
+    ]
+    env = {
+        "PYTHONPATH": str(folder / "lib"),
+        "LD_PRELOAD": " ".join(str(library).strip() for library in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    session.run("pytest", "-s", "-p", "no:cacheprovider", *(session.posargs or SANITIZED_TESTS), env=env)
 
 
 # --- packaging ----------------------------------------------------------------------------------------------

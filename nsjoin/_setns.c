@@ -472,8 +472,8 @@ struct launch {
 
 /* Runs in the caller's memory, on a stack of its own (CLONE_VM | CLONE_VFORK): system calls only, and nothing of the
  * caller may be changed. The descriptor table is this process's own. All signals are blocked; the caller's handlers end
- * with execveat. */
-static int become_joiner(void *argument)
+ * with execveat. ASan would mark this frame in memory that is the caller's too, and there is no return to clear the marks. */
+__attribute__((no_sanitize_address)) static int become_joiner(void *argument)
 {
     static char *const no_environment[] = {NULL};
     const struct launch *launch = argument;
@@ -935,7 +935,7 @@ static int prepare_holder(const struct holding *holding, int32_t *step)
 }
 
 /* The same rules as for become_joiner. */
-static int become_holder(void *argument)
+__attribute__((no_sanitize_address)) static int become_holder(void *argument)
 {
     static char *const holder_argv[] = {"nsjoin-holder", "0", NULL}, *const no_environment[] = {NULL};
     static char *const init_argv[] = {"nsjoin-holder", "0", "init", NULL};
