@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 C_OF_THE_SDIST = {f"nsjoin/{name}" for name in ("_setns.c", "_setns.h", "_joiner.c", "_build_setns.py")}
 REST_OF_THE_SDIST = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "nsjoin/py.typed"}
 DEBIAN_KERNEL = "linux-image-6.1.0-56-amd64"
-SANITIZED_TESTS = [f"tests/test_{name}.py" for name in ("launch", "spawn", "enter", "call", "create")]
+SANITIZED_TESTS = [f"tests/test_{name}.py" for name in ("launch", "spawn", "enter", "call", "create", "fuzz")]
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 
@@ -97,7 +97,7 @@ def kernel(session: nox.Session) -> None:
 @nox.session
 def sanitizers(session: nox.Session) -> None:
     """The C by itself and the module under sanitizers and valgrind; by hand, as root. Arguments: tests."""
-    session.install("cffi>=1.17.1", "setuptools>=77.0.3", "pytest>=8", "pyroute2>=0.7")
+    session.install("cffi>=1.17.1", "setuptools>=77.0.3", "pytest>=8", "pyroute2>=0.7", "hypothesis>=6.100")
     session.run("python", "tests/sanitizers/run.py")
     folder = Path(session.create_tmp()).resolve()
     flags = "-fsanitize=address,undefined"
