@@ -31,6 +31,24 @@ def draw(data: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_soak(data: dict[str, Any], path: Path) -> None:
+    """What has to stay as it is, over the operations done."""
+    samples = data["samples"]
+    done = [sum(sample["operations"].values()) for sample in samples]
+    figure, axes = plt.subplots(3, figsize=(10, 5), sharex=True, layout="constrained")
+    for axis, (what, label) in zip(
+        axes, (("rss_kb", "RSS, kB"), ("descriptors", "descriptors"), ("zombies", "zombies"))
+    ):
+        axis.plot(done, [sample[what] for sample in samples], color="#4a6fa5")
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel(label)
+    axes[-1].set_xlabel("operations done")
+    axes[0].set_title(f"soak: {', '.join(samples[-1]['operations'])}, {data['options']['threads']} threads")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     for source in sorted(HERE.glob("benchmarks/*.json")):
-        draw(json.loads(source.read_text(encoding="utf-8")), HERE / "_static" / f"{source.stem}.svg")
+        read = json.loads(source.read_text(encoding="utf-8"))
+        (draw_soak if read["benchmark"] == "soak" else draw)(read, HERE / "_static" / f"{source.stem}.svg")

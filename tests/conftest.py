@@ -112,13 +112,14 @@ requires_namespaces_of_pidfds = pytest.mark.skipif(
 def _heed_signals() -> None:
     """nohup(1) ignores these signals, and a shell for what it runs in the background; programs are born with that.
 
-    A handler that does nothing is as good for us, and becomes the default action where a program begins.
+    A handler becomes the default action where a program begins; ours are Python's own for Ctrl-C, and one that does
+    nothing, which is as good as to ignore it.
     """
     with open("/proc/self/status") as status:  # PyPy's getsignal does not know
         (ignored,) = [int(line.split()[1], 16) for line in status if line.startswith("SigIgn")]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if ignored >> (number - 1) & 1:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 
 @pytest.fixture(scope="session", autouse=True)
