@@ -80,6 +80,19 @@ def run_valgrind(folder: Path) -> None:
         sys.exit("\n".join(["valgrind:", *errors]))
 
 
+def fuzz(folder: Path, cases: int) -> None:
+    """What call_in's caller receives, by libFuzzer, which only clang has."""
+    program, log = folder / "fuzz_receive", folder / "fuzz_receive.log"
+    flags = (*FLAGS, f"-I{folder}", "-D_GNU_SOURCE", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
+    subprocess.run([COMPILERS[-1], *flags, str(HERE / "fuzz_receive.c"), "-o", program], check=True)
+    start = time.monotonic()
+    with log.open("w") as output:
+        done = subprocess.run([program, f"-runs={cases}", "-max_len=400"], cwd=folder, stderr=output, timeout=3600)
+    print(f"libFuzzer: {cases} records; {time.monotonic() - start:.1f} s", flush=True)
+    if done.returncode:
+        sys.exit(log.read_text())
+
+
 def observe(name: str, command: list[object], environment: dict[str, str] | None = None) -> None:
     start = time.monotonic()
     done = subprocess.run(
@@ -97,15 +110,18 @@ def observe(name: str, command: list[object], environment: dict[str, str] | None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50, help="by each of the threads (default: %(default)s)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--cases", type=int, default=1_000_000, help="for libFuzzer (default: %(default)s)")
+    given = parser.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         _build_setns.write_image_header(folder)
         for one in runs(folder):
-            run(one, folder, rounds)
+            run(one, folder, given.rounds)
         if shutil.which("valgrind"):
             run_valgrind(folder)
+        if COMPILERS[-1].startswith("clang"):
+            fuzz(folder, given.cases)
 
 
 if __name__ == "__main__":
