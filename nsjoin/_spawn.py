@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 #: The arguments of subprocess.Popen._execute_child by version: 3.11 added process_group at the end. They come by
 #: position, so they are bound by name here, once.
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+_OUR_ENDS = ("p2cwrite", "c2pread", "errread")
 _PROGRAM = ("args", "executable", "preexec_fn", "close_fds", "pass_fds", "cwd", "env", "shell")
 _PROCESS = ("restore_signals", "gid", "gids", "uid", "umask", "start_new_session")
 _WINDOWS = ("startupinfo", "creationflags")
@@ -301,7 +303,10 @@ class Popen(subprocess.Popen[AnyStr]):
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
         sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
         job: Job = _job(command, given)
+        ours = [given[name] for name in _OUR_ENDS]
         for fd in (*job.stdio, *job.pass_fds):
+            if fd >= 0 and fd in ours:  # stderr=STDOUT where 1 was closed, and has become an end of a pipe
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if fd >= 0:
                 os.get_inheritable(fd)  # EBADF now: a descriptor that we open could get that number
         job.unshare = self._unshare

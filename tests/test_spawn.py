@@ -895,6 +895,17 @@ def test_a_caller_with_closed_stdio_gets_programs_with_the_right_one(target):
     assert is_same, listing
 
 
+def test_an_end_of_a_pipe_that_is_ours_is_not_taken_for_the_closed_stdout(target):
+    """It would get the end to write of its own stdin, and never see the end of it."""
+
+    def spawn():
+        with pytest.raises(OSError, match="Bad file descriptor") as caught:
+            nsjoin.Popen(["true"], target=target.pid, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert caught.value.errno == errno.EBADF
+
+    in_child(spawn, lambda: os.closerange(0, 2))
+
+
 def test_a_caller_with_closed_stdio_gets_the_right_errors(target):
     def spawn() -> None:
         with pytest.raises(FileNotFoundError):
