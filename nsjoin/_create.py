@@ -94,7 +94,7 @@ def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Nam
     owner = _foreign(user)
     if owner is None or row is PID:  # its init has to be our child
         return _make(wanted, owner)
-    with call_in(owner, _make_file, wanted) as file:
+    with call_in(owner, _make_file, row, options) as file:
         return Namespace.from_fd(file.fileno())
 
 
@@ -169,9 +169,10 @@ def _offset(clock: str, seconds: float) -> bytes:
     return f"{clock} {whole} {nanoseconds}\n".encode() if whole or nanoseconds else b""
 
 
-def _make_file(wanted: _Wanted) -> FileIO:
-    """In the child of ``call_in``: the new namespace as what comes back with its descriptor."""
-    with _make(wanted) as namespace:
+def _make_file(row: NsType, options: dict[str, Any]) -> FileIO:
+    """In the child of ``call_in``, where our own ids are others: the new namespace as what comes back with its
+    descriptor."""
+    with _make(_wanted(row, options)) as namespace:
         return open(os.dup(namespace.fileno()), "rb", buffering=0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING, NamedTuple, Union
 
 from .exceptions import NamespaceError, error
@@ -111,8 +112,24 @@ def _is_own_only(kind: Kind, wanted: Sequence[tuple[int, ...]]) -> bool:
     return len(wanted) == 1 and tuple(wanted[0][1:]) == (kind.own(), 1)
 
 
+#: How long an execve may take between letting its vfork go on and making the process dumpable: it is not interrupted.
+_EXEC_SECONDS = 1
+
+
 def _write(process: Process, name: str, text: str) -> int:
-    """Write a file of the process's /proc directory, at once as the kernel wants it: 0 or the errno."""
+    """Write a file of the process's /proc directory: 0 or the errno."""
+    deadline = time.monotonic() + _EXEC_SECONDS
+    while True:
+        number = _write_now(process, name, text)
+        # what an undumpable process starts, as the child of a call is, is undumpable until execve is through, and its
+        # files are root's that long: proc(5)
+        if number != errno.EACCES or time.monotonic() > deadline:
+            return number
+        time.sleep(0.001)
+
+
+def _write_now(process: Process, name: str, text: str) -> int:
+    """At once, as the kernel wants it."""
     try:
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=process.proc())
         try:

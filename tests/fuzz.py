@@ -51,6 +51,15 @@ class Outcome(NamedTuple):
     status: object
 
 
+def descriptors() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the list's own
+            os.fstat(int(name))
+            found.add(int(name))
+    return found
+
+
 class Workshop:
     """The program, a directory with things that cannot be executed, and a target that shares the file system."""
 
@@ -104,9 +113,13 @@ class Workshop:
     def observe(self, case: Case, popen: Callable[..., Any]) -> Outcome:
         os.truncate(self.report, 0)
         with as_the_case_says(case):
+            before = descriptors()
             try:
                 process = popen(case.args, **case.keywords)
             except (OSError, ValueError, TypeError, OverflowError, subprocess.SubprocessError, LookupError) as error:
+                if sys.version_info < (3, 11):  # subprocess makes its pipes before it looks at ids, and leaves them
+                    for fd in descriptors() - before:
+                        os.close(fd)
                 # of several wrong arguments in one call, which is found first is nobody's promise
                 name = ValueError if isinstance(error, (ValueError, OverflowError, LookupError)) else type(error)
                 return Outcome(b"", (name, getattr(error, "errno", None), _filename(error, case)))
