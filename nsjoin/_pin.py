@@ -123,6 +123,8 @@ def _reason(number: int, nstype: str) -> str | None:
             "a mount namespace can be mounted only where no other mount namespace would get the mount too, that one "
             "itself included: in a directory whose mount is private (mount --make-private), and only in an older one"
         )
+    if number == errno.ELOOP and nstype == "mnt":
+        return "a mount namespace can be mounted only in an older one, by the numbers that the kernel has given them"
     return None
 
 
