@@ -205,10 +205,10 @@ def _case(args: Any, keywords: dict[str, Any], closed: frozenset[int], blocked: 
 
 
 def _filename(error: Exception, case: Case) -> object:
-    """Before 3.12, subprocess blames the working directory for whatever failed before exec."""
+    """Before 3.13, subprocess blames the working directory for whatever failed before exec."""
     filename = getattr(error, "filename", None)
     blameless = filename is not None and filename == case.keywords.get("cwd") and os.path.isdir(filename)
-    return None if blameless and sys.version_info < (3, 12) else filename
+    return None if blameless and sys.version_info < (3, 13) else filename
 
 
 def _strings() -> st.SearchStrategy[Any]:
