@@ -2,8 +2,10 @@
 
 As root. With handlers that return, every join succeeds. What a handler raises comes out, and then nothing is left: no
 process, no zombie, no changed namespace, working directory, root or signal mask. Descriptors are counted: an exception
-may come between a system call of Python's own and the statement that keeps its result. And it may come at the first
-instruction of a context manager's __exit__, before any statement of ours: so ``enter`` is not among these.
+may come between a system call of Python's own and the statement that keeps its result. So it may between the return of
+``spawn_in`` and the caller's assignment: then subprocess has the Popen, and reaps the program when it has ended. And it
+may come at the first instruction of a context manager's __exit__, before any statement of ours: so ``enter`` is not
+among these.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -85,6 +88,7 @@ class Storm:
                         self._join(name, raising=raising)
         finally:
             signal.signal(number, before_handler)
+        reap_lost()
         after = look()
         self.descriptors += [link for fd, link in after["descriptors"].items() if fd not in before["descriptors"]]
         for what in STAYS if raising else before:
@@ -102,6 +106,14 @@ class Storm:
         except Interrupted:
             self.interrupted += 1
         job.finish()
+
+
+def reap_lost() -> None:
+    """Wait for the programs whose Popen nobody has got: their stdin is closed, so they end."""
+    deadline = time.monotonic() + 20
+    while subprocess._active and time.monotonic() < deadline:
+        time.sleep(0.001)
+        subprocess._cleanup()
 
 
 def prepare_thread() -> None:
