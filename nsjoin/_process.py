@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 #: PROC_USER_INIT_INO: the inode number of the first user namespace, on every kernel that has them.
 FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
+#: proc(5), on the ownership of /proc/PID.
+_NOT_DUMPABLE = (
+    "this process is not dumpable (prctl(2), PR_SET_DUMPABLE), as it is after a change of ids, or in the child of call_in: "
+    "its own namespaces in /proc are for root only, and before Linux 6.11 nothing else tells them"
+)
+
 #: Answers of pidfd_open that mean "no pidfds here": an old kernel, or a seccomp filter.
 _NO_PIDFD = frozenset({errno.ENOSYS, errno.EPERM})
 
@@ -374,14 +380,17 @@ def has_user_namespace_above() -> bool:
 
 
 def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:
-    """Inode numbers of the namespaces that this thread is in, 0 for a type that the kernel lacks."""
+    """Inode numbers of the namespaces that this thread is in, 0 for a type that the kernel lacks. NamespaceError."""
     try:
         return _shim.inodes(-1, [row.get for row in rows])
     except OSError as refused:
         if refused.errno not in _shim.NO_SUCH_IOCTL | _NO_PIDFD:
             raise
-    have = set(_procfs.names("thread-self/ns"))
-    return tuple(_procfs.inode(f"thread-self/ns/{row.name}") if row.name in have else 0 for row in rows)
+    try:
+        have = set(_procfs.names("thread-self/ns"))
+        return tuple(_procfs.inode(f"thread-self/ns/{row.name}") if row.name in have else 0 for row in rows)
+    except PermissionError as refused:
+        raise error(NamespaceError, refused.errno, "open", target="this thread", reason=_NOT_DUMPABLE) from None
 
 
 def own_pid_namespace_is_left() -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from changed import SYS_PIDFD_OPEN, become_nobody, in_child
+from changed import PR_SET_DUMPABLE, SYS_PIDFD_OPEN, become_nobody, in_child, prctl
 from conftest import IS_ROOT, Running, requires_root
 
 import nsjoin
@@ -128,6 +128,24 @@ def test_an_ordinary_user_comes_into_his_own_namespaces_without(label, names, fo
                 target.end()
                 with pytest.raises(nsjoin.TargetGoneError):
                     nsjoin.run_in(pinned, ["true"])
+        finally:
+            target.end()
+
+    in_child(joins)
+
+
+def test_who_is_not_dumpable_is_told_why_there_is_no_joining_before_6_11():
+    def joins() -> None:
+        if IS_ROOT:
+            become_nobody()
+        target = Running(("user", "net"))
+        try:
+            kernels.refuse(["pidfd ioctls"], forbidden=False)
+            prctl(PR_SET_DUMPABLE, 0)
+            for join in (nsjoin.spawn_in, nsjoin.call_in):
+                with pytest.raises(nsjoin.NamespaceError, match="this process is not dumpable") as caught:
+                    join(target.pid, ["true"] if join is nsjoin.spawn_in else os.getpid)
+                assert (caught.value.step, caught.value.errno) == ("open", errno.EACCES)
         finally:
             target.end()
 
