@@ -26,8 +26,8 @@ FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
 #: proc(5), on the ownership of /proc/PID.
 _NOT_DUMPABLE = (
-    "this process is not dumpable (prctl(2), PR_SET_DUMPABLE), as it is after a change of ids, or in the child of call_in: "
-    "its own namespaces in /proc are for root only, and before Linux 6.11 nothing else tells them"
+    "this process is not dumpable (prctl(2), PR_SET_DUMPABLE), as it is after a change of ids, or in the child of "
+    "call_in: its own namespaces in /proc are for root only, and before Linux 6.11 nothing else tells them"
 )
 
 #: Answers of pidfd_open that mean "no pidfds here": an old kernel, or a seccomp filter.
