@@ -390,7 +390,7 @@ def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:
         have = set(_procfs.names("thread-self/ns"))
         return tuple(_procfs.inode(f"thread-self/ns/{row.name}") if row.name in have else 0 for row in rows)
     except PermissionError as refused:
-        raise error(NamespaceError, refused.errno, "open", target="this thread", reason=_NOT_DUMPABLE) from None
+        raise error(NamespaceError, refused.errno or 0, "open", target="this thread", reason=_NOT_DUMPABLE) from None
 
 
 def own_pid_namespace_is_left() -> bool:
