@@ -150,9 +150,9 @@ def read(
             raise ValueError(f"TARGET for {', '.join(choice.of_target())} needs a target that is a process")
         return _attributes(choice, None, {}, stack), None
     try:
-        if choice.capabilities is TARGET:
-            _check_user_namespace(process, wanted)
         status = _status(process)
+        if choice.capabilities is TARGET:
+            _check_user_namespace(process, wanted)  # when they have been read: it may leave, but not come back
         attributes = _attributes(choice, process, status, stack)
         if choice.env:
             attributes = _with_environment(attributes, process, wanted, stack)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import _capabilities, _cgroup, _identity, _like, _ownership, _plan, _reason, _shim
@@ -16,7 +16,7 @@ from ._target import OpenTarget
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Protocol
 
@@ -95,6 +95,7 @@ def _start_like(
             job.ids = job.ids._replace(theirs=theirs)
         if target.process is None:
             chosen = _chosen(target.namespaces, wanted)
+            stack.enter_context(_prepared(job, None, tuple(BY_NAME[namespace.nstype] for namespace in chosen)))
             return (yield from _start_by_descriptors(job, target, chosen, fork))
         return (yield from _start_by_process(job, target, target.process, wanted, fork))
 
@@ -119,7 +120,8 @@ def _try_by_process(
         rows, job.witness = _without_new_pid(job, found[0]), found[1]
         steps = [_plan.Step(process.pidfd, mask(rows))] if rows else []
         try:
-            return (yield from _launch(job, target, rows, steps, fork))
+            with _prepared(job, process, rows):
+                return (yield from _launch(job, rows, steps, fork))
         except Failed as failed:
             if failed.at != At.JOIN or failed.errno not in _shim.TRY_DESCRIPTORS:
                 raise
@@ -128,9 +130,20 @@ def _try_by_process(
     rows = _differing(process, wanted)
     with ExitStack() as stack:
         namespaces = [stack.enter_context(process.namespace(row.name)) for row in rows]
-        if USER not in rows and (wanted is None or USER in wanted) and not process.shares(USER):
-            raise Failed(At.WITNESS, 0, errno.EAGAIN)  # what has been opened may belong to where it has gone
+        stack.enter_context(_prepared(job, process, rows))
+        if (wanted is None or USER in wanted) and _has_left(process, namespaces):
+            raise Failed(At.WITNESS, 0, errno.EAGAIN)
         return (yield from _start_by_descriptors(job, target, namespaces, fork))
+
+
+def _has_left(process: Target, namespaces: Sequence[Namespace]) -> bool:
+    """Whether the target is in another user namespace than ours, or the one in ``namespaces``.
+
+    Who leaves one goes deeper, and never comes back: if it has not left, all that has been read and opened of it
+    before belongs to there or further out, and not to where the target is root by its own doing.
+    """
+    opened = next((namespace for namespace in namespaces if namespace.nstype == USER.name), None)
+    return not process.shares(USER) if opened is None else process.inodes((USER,))[0] != opened.id.ino
 
 
 def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool) -> Launch:
@@ -139,7 +152,7 @@ def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequen
     with ExitStack() as stack:
         steps = _plan.order(_ownership.wanted(namespaces, stack), _ownership.caller()) if namespaces else []
         try:
-            return (yield from _launch(job, target, rows, steps, fork))
+            return (yield from _launch(job, rows, steps, fork))
         except Failed as failed:
             if failed.at != At.JOIN:
                 raise
@@ -203,32 +216,35 @@ def _chosen(namespaces: Sequence[Namespace], wanted: tuple[NsType, ...] | None) 
 # --- the launch ---------------------------------------------------------------------------------------------
 
 
-def _launch(
-    job: Startable,
-    target: OpenTarget,
-    rows: tuple[NsType, ...],
-    steps: Sequence[_plan.Step],
-    fork: bool,
-) -> Launch:
-    """Launch with ``steps`` and what follows from them: a fork, the target's root, who the program runs as."""
-    job.joins = steps
-    job.at_home = PID in rows or bool(job.unshare & PID.flag)
-    job.fork = fork and (job.at_home or bool(job.unshare & _FOR_CHILDREN))
+@contextmanager
+def _prepared(job: Startable, process: Target | None, rows: tuple[NsType, ...]) -> Iterator[None]:
+    """``job`` with what it has to know of ``process``: who the program runs as, and the root to be changed to.
+
+    To be asked for before the last look at the user namespace of ``process``, which makes its own of both.
+    """
     asked = job.ids
     root = -1
     try:
         if USER in rows or asked.theirs is not None:
-            job.ids = _identity.resolve(asked, target.process, joins_user=USER in rows)
+            job.ids = _identity.resolve(asked, process, joins_user=USER in rows)
         if job.attributes.root >= 0:
             job.root = job.attributes.root
-        elif MNT in rows and target.process is not None:
-            job.root = root = target.process.open_root()
-        job.check_cwd = MNT in rows or job.root >= 0 or job.attributes.cwd >= 0
-        return (yield from _launch_in_cgroup(job, USER in rows))
+        elif MNT in rows and process is not None:
+            job.root = root = process.open_root()
+        yield
     finally:
         job.ids, job.root = asked, -1
         if root >= 0:
             os.close(root)
+
+
+def _launch(job: Startable, rows: tuple[NsType, ...], steps: Sequence[_plan.Step], fork: bool) -> Launch:
+    """Launch with ``steps`` and what follows from them: a fork, and a working directory below the new root."""
+    job.joins = steps
+    job.at_home = PID in rows or bool(job.unshare & PID.flag)
+    job.fork = fork and (job.at_home or bool(job.unshare & _FOR_CHILDREN))
+    job.check_cwd = MNT in rows or job.root >= 0 or job.attributes.cwd >= 0
+    return (yield from _launch_in_cgroup(job, USER in rows))
 
 
 def _launch_in_cgroup(job: Startable, joins_user: bool) -> Launch:

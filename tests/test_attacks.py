@@ -29,10 +29,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from changed import NOBODY, PR_SET_DUMPABLE
 from child import children, held_program, in_child
-from conftest import requires_program, requires_root
+from conftest import requires_namespaces_of_pidfds, requires_program, requires_root
 
 import nsjoin
 from nsjoin import _build_setns, _launch, _procfs, _start
+from nsjoin._process import Process, own_inodes
+from nsjoin._start import USER
+from nsjoin._target import Target
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
+
+import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -605,14 +612,14 @@ def test_if_our_proc_were_still_open_by_then_a_link_would(start, weaken):
 
 # --- a target that moves between our look and the join ----------------------------------------------------------------
 
-#: A process of nobody's in a mount namespace of root's, as many containers are, that goes to user and mount
-#: namespaces of its own when it is told, with a program there.
+#: A process that goes to user and mount namespaces of its own when it is told, with a program there. Its argument is
+#: its uid, and gid, in the user namespace that it leaves.
 LEAVING = """
 import ctypes, os, subprocess, sys
 print("end", flush=True)
 sys.stdin.readline()
 assert ctypes.CDLL(None).unshare(0x10000000 | 0x20000) == 0
-for name, text in (("setgroups", "deny"), ("uid_map", "0 65534 1"), ("gid_map", "0 65534 1")):
+for name, text in (("setgroups", "deny"), ("uid_map", f"0 {sys.argv[1]} 1"), ("gid_map", f"0 {sys.argv[1]} 1")):
     with open(f"/proc/self/{name}", "w") as file:
         file.write(text)
 subprocess.run(["mount", "-t", "tmpfs", "none", "/mnt"], check=True)
@@ -624,11 +631,21 @@ sys.stdin.read()
 """
 
 
+#: Where it comes from: a mount namespace of root's in which it is nobody, as in many containers, and a user namespace.
+FROM = {
+    "ours": (
+        ["unshare", "--mount", "setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"],
+        NOBODY,
+    ),
+    "a container's": (["unshare", "--user", "--map-root-user", "--mount"], 0),
+}
+
+
 class Leaving:
-    def __init__(self) -> None:
-        become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    def __init__(self, user_namespace: str = "ours") -> None:
+        command, uid = FROM[user_namespace]
         self.process = subprocess.Popen(
-            ["unshare", "--mount", *become, SYSTEM_PYTHON, "-I", "-c", LEAVING],
+            [*command, SYSTEM_PYTHON, "-I", "-c", LEAVING, str(uid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -652,18 +669,19 @@ class Leaving:
 def leaving(monkeypatch) -> Iterator[Leaving]:
     """It leaves after we have looked at where it is, and before anything is joined."""
     one = Leaving()
-    launch = _start._launch
+    prepared = _start._prepared
 
     def late(*args: Any) -> Any:
         one.go()
-        return launch(*args)
+        return prepared(*args)
 
-    monkeypatch.setattr(_start, "_launch", late)
+    monkeypatch.setattr(_start, "_prepared", late)
     yield one
     one.process.communicate()
 
 
 @requires_root
+@requires_namespaces_of_pidfds
 def test_a_target_that_leaves_its_user_namespace_just_then_does_not_get_our_rights(leaving):
     done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
     namespace, _ = done.stdout.splitlines()
@@ -671,6 +689,7 @@ def test_a_target_that_leaves_its_user_namespace_just_then_does_not_get_our_righ
 
 
 @requires_root
+@requires_namespaces_of_pidfds
 def test_nor_with_a_call(leaving):
     namespace = nsjoin.call_in(leaving.process.pid, lambda: nsjoin.Namespace.current("user").id)
     with nsjoin.Namespace.from_pid(leaving.process.pid, "user") as theirs:
@@ -678,6 +697,7 @@ def test_nor_with_a_call(leaving):
 
 
 @requires_root
+@requires_namespaces_of_pidfds
 def test_without_a_look_after_the_join_its_program_runs_as_our_root(leaving, weaken):
     weaken("    if (plan->witness >= 0)\n        check_user(plan);", "    (void)check_user;")
     done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
@@ -685,6 +705,88 @@ def test_without_a_look_after_the_join_its_program_runs_as_our_root(leaving, wea
     assert namespace == os.readlink("/proc/self/ns/user")
     with open("/proc/self/status") as status:
         assert capabilities in status.read()
+
+
+#: Where setns takes no pidfd, or pidfds tell no namespaces, these are opened one by one and looked at before the join.
+#: The moments, and the newest kernels on which that is so.
+MOMENTS = {
+    "mnt is opened": (Target, "namespace", lambda arguments: arguments[1:] == ("mnt",)),
+    "its root is opened": (Process, "open_root", lambda _: True),
+    "we look": (_start, "_has_left", lambda _: True),
+    "we join": (_start, "_start_by_descriptors", lambda _: True),
+}
+OLD = pytest.mark.parametrize(
+    ("user_namespace", "release"), [("ours", "6.1"), ("ours", "5.4"), ("ours", "4.18"), ("a container's", "5.4")]
+)
+
+
+@contextlib.contextmanager
+def one_that_leaves(user_namespace: str, moment: str, release: str) -> Iterator[tuple[Leaving, Callable[[], None]]]:
+    """What to call in a child of ours: from then on the kernel is an old one, and it leaves just before that moment."""
+    one = Leaving(user_namespace)
+
+    def prepare() -> None:
+        owner, name, is_it = MOMENTS[moment]
+        do = getattr(owner, name)
+
+        def late(*arguments: Any) -> Any:
+            if is_it(arguments):
+                one.go()
+            return do(*arguments)
+
+        setattr(owner, name, late)
+        kernels.refuse(kernels.lacking(release), forbidden=False)
+        own_inodes((USER,))  # closes the pidfd of our parent that is kept for that
+
+    try:
+        yield one, prepare
+    finally:
+        one.process.communicate()
+
+
+@requires_root
+@OLD
+@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment != "we join"])
+def test_on_old_kernels_one_that_leaves_before_we_look_is_followed(user_namespace, release, moment):
+    def follow() -> None:
+        done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[0] == os.readlink(f"/proc/{leaving.process.pid}/ns/user")
+
+    with one_that_leaves(user_namespace, moment, release) as (leaving, prepare):
+        in_child(follow, prepare)
+
+
+@requires_root
+@OLD
+def test_on_old_kernels_one_that_leaves_after_that_has_lost_us(user_namespace, release):
+    """We are where it was, with the root directory that it had there: none of its own making."""
+
+    def program() -> None:
+        with pytest.raises(FileNotFoundError):
+            nsjoin.run_in(leaving.process.pid, ["/mnt/program"])
+
+    def call() -> None:
+        assert nsjoin.call_in(leaving.process.pid, os.listdir, "/mnt") == os.listdir("/mnt")
+
+    for miss in (program, call):
+        with one_that_leaves(user_namespace, "we join", release) as (leaving, prepare):
+            namespace = os.readlink(f"/proc/{leaving.process.pid}/ns/user")
+            in_child(miss, prepare)
+            assert os.readlink(f"/proc/{leaving.process.pid}/ns/user") != namespace
+
+
+@requires_root
+@OLD
+def test_on_old_kernels_without_that_look_its_program_runs_as_root_of_where_it_was(user_namespace, release):
+    def program() -> str:
+        _start._has_left = lambda *_: False
+        done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[0]
+
+    with one_that_leaves(user_namespace, "mnt is opened", release) as (leaving, prepare):
+        namespace = os.readlink(f"/proc/{leaving.process.pid}/ns/user")
+        assert in_child(program, prepare) == namespace
+        assert os.readlink(f"/proc/{leaving.process.pid}/ns/user") != namespace
 
 
 # --- a /proc that lies ------------------------------------------------------------------------------------------------
