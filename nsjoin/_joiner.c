@@ -8,7 +8,7 @@
  * No libc: raw system calls (_syscalls.h), and nothing is parsed but the number of the plan's descriptor and, where it is
  * the target's, the environment.
  *
- * What may be called after the clone in finish(): system calls only. The child runs in the joiner's memory and on its
+ * What may be called after the clone in bear_with(): system calls only. The child runs in the joiner's memory and on its
  * stack while the joiner is suspended (CLONE_VM | CLONE_VFORK), so it never returns from there, and the joiner
  * needs nothing of its stack afterwards.
  */
@@ -489,12 +489,11 @@ static void become(plan_t *plan)
     fail(plan, attempt.first ? attempt.first : attempt.last);
 }
 
-/* Only a child is born in the PID namespace that setns named. CLONE_PARENT makes it the caller's child and not ours; the
- * kernel writes its pid, as the caller sees it, into the report before the child runs, so that it is never lost. */
-static void bear(plan_t *plan)
+/* CLONE_PARENT makes it the caller's child and not ours; the kernel writes its pid, as the caller sees it, into the report
+ * before the child runs, so that it is never lost. Returns only if there is none. */
+static long bear_with(plan_t *plan, long flags)
 {
-    const long flags = SUSPENDED | K_CLONE_PARENT | K_CLONE_PARENT_SETTID;
-    begin(plan, NSJOIN_STEP_CLONE);
+    flags |= K_CLONE_PARENT | K_CLONE_PARENT_SETTID;
     /* clone3 wants no signal with CLONE_PARENT: it is the one that this process itself sends to the caller */
     const struct k_clone_args args = {
         .flags = (uint64_t)flags | K_CLONE_INTO_CGROUP,
@@ -504,8 +503,19 @@ static void bear(plan_t *plan)
     long child = plan->cgroup >= 0 ? SYS3(clone3, &args, sizeof args, 0) : CLONE(flags | K_SIGCHLD, &plan->pid);
     if (child == 0)
         become(plan);
-    must(plan, child);
-    leave();
+    if (child > 0)
+        leave();
+    return child;
+}
+
+/* Only a child is born in the PID namespace that setns named, and in the time namespace that unshare has made. */
+static void bear(plan_t *plan)
+{
+    begin(plan, NSJOIN_STEP_CLONE);
+    long result = bear_with(plan, SUSPENDED);
+    if (result == -EINVAL) /* before Linux 6.2 a child in another time namespace does not share memory */
+        result = bear_with(plan, SUSPENDED & ~K_CLONE_VM);
+    fail(plan, result);
 }
 
 /* An ordinary user's process that is hidden may not write its own file, which is root's then: proc(5). Nothing is joined

@@ -362,7 +362,7 @@ def _seal(fd: int) -> None:
         # without it, root of a target could take the x bits through /proc/PID/exe, and no launch would work any more
         fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS | _F_SEAL_EXEC)
     except OSError as refused:
-        if refused.errno != errno.EINVAL:
+        if refused.errno not in (errno.EINVAL, errno.EPERM):  # before Linux 6.3; a seccomp filter
             raise
         fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
 

@@ -30,12 +30,17 @@ _NOT_DUMPABLE = (
     "call_in: its own namespaces in /proc are for root only, and before Linux 6.11 nothing else tells them"
 )
 
-#: Answers of pidfd_open that mean "no pidfds here": an old kernel, or a seccomp filter.
-_NO_PIDFD = frozenset({errno.ENOSYS, errno.EPERM})
+#: What pidfd_open(2) answers for a thread: the second since Linux 6.16.
+_IS_A_THREAD = frozenset({errno.EINVAL, errno.ENOENT})
+#: Answers of it that mean "no pidfds here": an old kernel, a seccomp filter, or no PIDFD_THREAD (Linux 6.9).
+_NO_PIDFD = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL})
+_NO_PIDFD_REASON = "needs Linux 5.3, and 6.9 for a thread"
 
 
 class Process:
-    """A process held by a pidfd, and where the kernel has none (before Linux 5.3) by its open /proc directory."""
+    """A process held by a pidfd, or by its open /proc directory where the kernel has none: before Linux 5.3, and 6.9
+    for a thread.
+    """
 
     __slots__ = ("__weakref__", "_pid", "_pidfd", "_proc")
 
@@ -47,7 +52,7 @@ class Process:
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
-        """Pin the process ``pid``, or the thread of that id (Linux 6.9).
+        """Pin the process ``pid``, or the thread of that id.
 
         ValueError for a number that is no pid, TargetGoneError if there is no such process. pidfd_open(2).
         """
@@ -59,15 +64,13 @@ class Process:
             try:
                 pidfd = _shim.pidfd_open(pid)
             except OSError as refused:
-                if refused.errno not in (errno.EINVAL, errno.ENOENT):  # ENOENT since Linux 6.16: a thread
+                if refused.errno not in _IS_A_THREAD:
                     raise
                 pidfd = _shim.pidfd_open(pid, _shim.PIDFD_THREAD)
         except OSError as refused:
             if refused.errno in _NO_PIDFD:
                 return cls(pid, -1, _open_own_proc(pid))
-            raise error(
-                NamespaceError, refused.errno or 0, "pidfd_open", target=f"process {pid}", reason=_pidfd_reason(refused)
-            ) from None
+            raise error(NamespaceError, refused.errno or 0, "pidfd_open", target=f"process {pid}") from None
         except OverflowError:
             raise error(NamespaceError, errno.ESRCH, "pidfd_open", target=f"process {pid}") from None
         return cls(pid, _shim.above_stdio(pidfd))
@@ -88,15 +91,15 @@ class Process:
         return self._pid
 
     def fileno(self) -> int:
-        """Return the pidfd. ValueError if closed; NamespaceError (ENOSYS) on kernels without pidfds."""
+        """Return the pidfd. ValueError if closed; NamespaceError (ENOSYS) before Linux 5.3, for a thread 6.9."""
         self._check_open()
         if self._pidfd < 0:
-            raise error(NamespaceError, errno.ENOSYS, "pidfd_open", target=self.words(), reason="needs Linux 5.3")
+            raise error(NamespaceError, errno.ENOSYS, "pidfd_open", target=self.words(), reason=_NO_PIDFD_REASON)
         return self._pidfd
 
     @property
     def pidfd(self) -> int:
-        """The pidfd, or -1 on kernels without pidfds. ValueError if closed."""
+        """The pidfd, or -1 where the kernel gives none. ValueError if closed."""
         self._check_open()
         return self._pidfd
 
@@ -276,12 +279,6 @@ class Process:
                 f"this kernel has no {row.name} namespaces (they need Linux {row.since}), or /proc does not show them"
             )
         return None
-
-
-def _pidfd_reason(refused: OSError) -> str | None:
-    if refused.errno in (errno.EINVAL, errno.ENOENT):
-        return "it is a thread, not a process: by pidfd that needs Linux 6.9"
-    return None
 
 
 def _pid_of(pidfd: int) -> int:

@@ -147,7 +147,7 @@ def prctl(option: int, *arguments: object) -> None:
 
 SECCOMP_MODE_FILTER = 2
 #: struct seccomp_data: nr, and the low halves of the arguments on a little-endian machine
-NR, ARG0, ARG1, ARG3 = 0, 16, 24, 40
+NR, ARG0, ARG1, ARG2, ARG3 = 0, 16, 24, 32, 40
 SYS_IOCTL, SYS_SETNS = {"x86_64": (16, 308), "aarch64": (29, 268)}[platform.machine()]
 SYS_MOUNT = {"x86_64": 165, "aarch64": 40}[platform.machine()]
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_PIDFD_OPEN = 428, 429, 434

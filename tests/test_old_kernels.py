@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import shutil
+import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from changed import PR_SET_DUMPABLE, SYS_PIDFD_OPEN, become_nobody, in_child, prctl
+from changed import PR_SET_DUMPABLE, SYS_PIDFD_OPEN, become_nobody, in_child, join, prctl
 from conftest import IS_ROOT, Running, requires_root
 
 import nsjoin
+import nsjoin.discovery
 from nsjoin import _shim
 from nsjoin._nstype import BY_NAME, NSTYPES
 from nsjoin._process import own_inodes
@@ -62,6 +66,9 @@ USES: dict[str, Callable[[], object]] = {
     "close_range": raw(kernels.SYS_CLOSE_RANGE),
     "setns with a pidfd": lambda: _shim.setns(-1, 0x40000000 | 0x04000000),
     "openat2": raw(kernels.SYS_OPENAT2),
+    "MFD_EXEC": lambda: os.close(_shim.memfd_create(b"nsjoin", kernels.MFD_EXEC)),
+    "F_SEAL_EXEC": lambda: fcntl.fcntl(0, kernels.F_ADD_SEALS, kernels.F_SEAL_EXEC),
+    "PIDFD_THREAD": lambda: os.close(_shim.pidfd_open(os.getpid(), _shim.PIDFD_THREAD)),
     "pidfd ioctls": lambda: _shim.inodes(0, [BY_NAME["net"].get]),
     "NS_GET_ID": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_GET_ID)),
     "memfd_create": lambda: os.close(_shim.memfd_create(b"nsjoin", 1)),
@@ -132,6 +139,69 @@ def test_an_ordinary_user_comes_into_his_own_namespaces_without(label, names, fo
             target.end()
 
     in_child(joins)
+
+
+THREADS = [(label, names) for label, names in kernels.rows() if label.startswith(("PIDFD_THREAD", "pidfd_open", "all"))]
+
+
+@requires_root
+@HOW
+@pytest.mark.parametrize(("label", "names"), THREADS, ids=[label for label, _ in THREADS])
+def test_a_thread_is_a_target_without(label, names, forbidden):
+    """Of a process that is in other namespaces than it."""
+    found, done = [], threading.Event()
+
+    def live_elsewhere() -> None:
+        _shim.unshare(BY_NAME["uts"].flag)
+        found.append(threading.get_native_id())
+        moved.set()
+        done.wait()
+
+    def look() -> None:
+        kernels.refuse(names, forbidden=forbidden)
+        inode = os.stat(f"/proc/{tid}/ns/uts").st_ino
+        with nsjoin.Namespace.from_pid(tid, "uts") as uts, nsjoin.Target.from_pid(tid) as pinned:
+            assert uts.id.ino == inode != os.stat("/proc/self/ns/uts").st_ino
+            assert pinned.is_alive()
+            with pytest.raises(nsjoin.NamespaceError, match=r"needs Linux 5\.3, and 6\.9 for a thread"):
+                pinned.fileno()
+        assert nsjoin.translate_pid(tid) == tid
+        assert nsjoin.call_in(tid, lambda: os.stat("/proc/self/ns/uts").st_ino) == inode
+        (info,) = (info for info in nsjoin.discovery.iter_namespaces() if info.id.ino == inode)
+        assert info.threads == ((os.getppid(), tid),)
+        with info.open() as opened:
+            assert opened.id.ino == inode
+
+    moved = threading.Event()
+    thread = threading.Thread(target=live_elsewhere)
+    thread.start()
+    moved.wait()
+    (tid,) = found
+    try:
+        in_child(look)
+    finally:
+        done.set()
+        join(thread)
+
+
+@pytest.mark.parametrize("new", [("time",), ("pid", "time"), ("pid",)])
+def test_a_child_that_does_not_share_the_joiners_memory_is_started_as_well(target, new):
+    def spawn() -> None:
+        kernels.memory_for_a_child_elsewhere().install()
+        with nsjoin.spawn_in(target.pid, ["sh", "-c", "echo $$; read _; exit 7"], unshare=new, **PIPES) as process:
+            assert process.stdout is not None
+            assert (int(process.stdout.readline()) == 1) == ("pid" in new)
+            for name in new:
+                assert os.readlink(f"/proc/{process.pid}/ns/{name}") != os.readlink(f"/proc/{target.pid}/ns/{name}")
+            process.communicate("go\n")
+        assert process.returncode == 7
+        with pytest.raises(FileNotFoundError):
+            nsjoin.spawn_in(target.pid, ["/no/such/program"], unshare=new)
+
+    in_child(spawn)
+
+
+PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
 def test_who_is_not_dumpable_is_told_why_there_is_no_joining_before_6_11():

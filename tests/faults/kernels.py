@@ -8,6 +8,7 @@ and forbidden (EPERM, as container engines and hardened services do). A cell say
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import sys
 from pathlib import Path
@@ -15,14 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from changed import ARG1, NR, SYS_IOCTL, SYS_PIDFD_OPEN, SYS_SETNS, Filter
+from changed import ARG0, ARG1, ARG2, NR, SYS_IOCTL, SYS_PIDFD_OPEN, SYS_SETNS, Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 SYS_MEMFD_CREATE, SYS_EXECVEAT = {"x86_64": (319, 322), "aarch64": (279, 281)}[platform.machine()]
+SYS_FCNTL, SYS_CLONE = {"x86_64": (72, 56), "aarch64": (25, 220)}[platform.machine()]
 SYS_PIDFD_SEND_SIGNAL, SYS_CLONE3, SYS_CLOSE_RANGE, SYS_OPENAT2 = 424, 435, 436, 437
 NS_GET_ID = 0x8008B70D
+MFD_NOEXEC_SEAL, MFD_EXEC = 8, 16
+F_ADD_SEALS, F_SEAL_EXEC = 1033, 32
+CLONE_VM, CLONE_VFORK = 0x100, 0x4000
 CLONE_FLAGS = (0, 0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 
 
@@ -57,6 +62,45 @@ def several_types_at_once(error: int) -> Filter:
     return one
 
 
+def flags(call: int, offset: int, bits: int) -> Callable[[int], Filter]:
+    """Any of these in the argument at ``offset`` of that system call."""
+
+    def refuse(error: int) -> Filter:
+        one = Filter()
+        one.load(NR)
+        one.require(call)
+        one.load(offset)
+        one.mask(bits)
+        one.allow_if(0)
+        one.refuse(error)
+        return one
+
+    return refuse
+
+
+def seal_of_mode(error: int) -> Filter:
+    one = Filter()
+    one.load(NR)
+    one.require(SYS_FCNTL)
+    one.load(ARG1)
+    one.require(F_ADD_SEALS)
+    one.load(ARG2)
+    one.mask(F_SEAL_EXEC)
+    one.refuse_if(F_SEAL_EXEC, error)
+    return one
+
+
+def memory_for_a_child_elsewhere() -> Filter:
+    """Before Linux 6.2 it does not share its parent's where it is born in another time namespace; here nowhere."""
+    one = Filter()
+    one.load(NR)
+    one.require(SYS_CLONE)
+    one.load(ARG0)
+    one.mask(CLONE_VM | CLONE_VFORK)
+    one.refuse_if(CLONE_VM | CLONE_VFORK, errno.EINVAL)
+    return one
+
+
 def pidfd_ioctls(error: int) -> Filter:
     one = Filter()
     one.load(NR)
@@ -86,6 +130,9 @@ FEATURES = {
         Feature("close_range", "5.9", errno.ENOSYS, call(SYS_CLOSE_RANGE)),
         Feature("setns with a pidfd", "5.8", errno.EINVAL, several_types_at_once),
         Feature("openat2", "5.6", errno.ENOSYS, call(SYS_OPENAT2)),
+        Feature("MFD_EXEC", "6.3", errno.EINVAL, flags(SYS_MEMFD_CREATE, ARG1, MFD_NOEXEC_SEAL | MFD_EXEC)),
+        Feature("F_SEAL_EXEC", "6.3", errno.EINVAL, seal_of_mode),
+        Feature("PIDFD_THREAD", "6.9", errno.EINVAL, flags(SYS_PIDFD_OPEN, ARG1, os.O_EXCL)),
         Feature("pidfd ioctls", "6.11", errno.ENOTTY, pidfd_ioctls),
         Feature("NS_GET_ID", "6.18", errno.ENOTTY, unique_ids),
         Feature("memfd_create", "3.17", errno.ENOSYS, call(SYS_MEMFD_CREATE)),
