@@ -16,6 +16,7 @@ from . import _guard, _shim, _transfer
 from ._launch import NO_ATTRIBUTES, At, Expired, Failed, Ids, end, wait
 from ._nstype import BY_NAME
 from ._nstype import select as select_types
+from ._process import own_namespace
 from ._shim import ffi, lib
 from ._start import start
 from ._target import check_target
@@ -152,9 +153,9 @@ class _Call:
             work.flags |= lib.NSJOIN_FORK
         _shim.check(lib.nsjoin_open_call(work))
         if self.fork and work.home < 0:  # before Linux 6.11
-            work.home = _shim.own_namespace(_PID)
+            work.home = own_namespace(_PID)
         if self.fork and work.children < 0:
-            work.children = _shim.own_namespace(_PID, for_children=True)
+            work.children = own_namespace(_PID, for_children=True)
         self._fork(work)
 
     def _fork(self, work: CData) -> None:

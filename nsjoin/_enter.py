@@ -14,7 +14,7 @@ from . import _guard, _procfs, _reason, _shim
 from ._namespace import Namespace
 from ._netns_etc import WithEtc
 from ._nstype import BY_FLAG, BY_NAME, mask, select
-from ._process import has_user_namespace_above
+from ._process import has_user_namespace_above, own_namespace
 from ._shim import ffi, lib
 from ._target import OpenTarget, Target, check_target
 from .exceptions import JoinError, NamespaceError, RestoreError, error
@@ -350,13 +350,7 @@ def _enter_by_proc(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
     """The same on kernels that do not give namespaces by pidfd (before Linux 6.11)."""
     stay.is_given = 1
     for index, row in enumerate(rows):
-        try:
-            stay.saved[index] = _shim.own_namespace(row, for_children=row.name == "pid")
-        except OSError as refused:
-            reason = _reason.of_missing_type(row) if refused.errno == errno.ENOENT else None
-            raise error(
-                NamespaceError, refused.errno or 0, "save", nstype=row.name, target="this thread", reason=reason
-            ) from None
+        stay.saved[index] = own_namespace(row, for_children=row.name == "pid")
         stay.n = index + 1
     return lib.nsjoin_enter(stay, trip)
 

@@ -22,8 +22,9 @@ from weakref import WeakValueDictionary
 from . import _shim
 from ._nstype import BY_NAME
 from ._pack import pack
+from ._process import own_namespace, own_pid_namespace_is_left
 from ._shim import ffi, lib
-from .exceptions import RestoreError, error
+from .exceptions import NamespaceError, RestoreError, error
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -481,10 +482,26 @@ def _run(job: Job, work: Any, image: int) -> Launch:
 
 
 def _begin(job: Job, work: Any, image: int, lent: list[int]) -> int:
-    if not job.go_home:
-        return lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home)
-    with home():
-        return lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), job.at_home)
+    def launch(at_home: int) -> int:
+        return lib.nsjoin_launch(work, image, b"%d" % work.plan, lent, len(lent), at_home)
+
+    if not job.at_home:
+        return launch(lib.NSJOIN_ANYWHERE)
+    if job.go_home:
+        with home():
+            return launch(lib.NSJOIN_AT_HOME)
+    started = launch(lib.NSJOIN_CHECK_HOME)
+    if started != -errno.ENOTTY:
+        return started
+    return -errno.EXDEV if _proc_says_born_elsewhere() else launch(lib.NSJOIN_AT_HOME)
+
+
+def _proc_says_born_elsewhere() -> bool:
+    """Before Linux 6.11. A joiner that is the first to be born there, and ends, would take that namespace with it."""
+    try:
+        return own_pid_namespace_is_left()
+    except NamespaceError:  # no /proc, or not for us: the joiner sees where it is
+        return False
 
 
 @contextmanager
@@ -492,9 +509,9 @@ def home() -> Iterator[None]:
     """Holds this thread's pid_for_children at its own PID namespace: it is elsewhere inside ``enter(pid, "pid")``."""
     row = BY_NAME["pid"]
     with ExitStack() as stack:
-        own = _shim.own_namespace(row)
+        own = own_namespace(row)
         stack.callback(os.close, own)
-        away = _shim.own_namespace(row, for_children=True)
+        away = own_namespace(row, for_children=True)
         stack.callback(os.close, away)
         is_away = True  # also where the exception is a signal handler's, and comes after the call
         try:

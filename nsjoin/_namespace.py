@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from . import _pin, _shim
 from ._nstype import BY_FLAG, lookup
-from ._process import Process
+from ._process import Process, own_namespace
 from .exceptions import NamespaceError, NotANamespaceError, error
 
 if TYPE_CHECKING:
@@ -126,17 +126,7 @@ class Namespace:
         row = lookup(nstype)
         if for_children and row.children is None:
             raise ValueError(f"a {nstype} namespace has no other one for children: only pid and time do")
-        try:
-            return cls(_shim.own_namespace(row, for_children=for_children), row)
-        except OSError as refused:
-            raise error(
-                NamespaceError,
-                refused.errno or 0,
-                "open",
-                nstype=nstype,
-                target="this thread",
-                reason=f"{nstype} namespaces need Linux {row.since}" if refused.errno == errno.ENOENT else None,
-            ) from None
+        return cls(own_namespace(row, for_children=for_children), row)
 
     @classmethod
     def _of(cls, fd: int, words: str) -> Self:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import _procfs, _shim
 from ._nstype import BY_NAME
-from .exceptions import NamespaceError, TargetGoneError, error
+from .exceptions import NamespaceError, NamespaceNotFoundError, TargetGoneError, error
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 #: PROC_USER_INIT_INO: the inode number of the first user namespace, on every kernel that has them.
 FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
+_PR_GET_DUMPABLE = 3
 #: proc(5), on the ownership of /proc/PID.
 _NOT_DUMPABLE = (
     "this process is not dumpable (prctl(2), PR_SET_DUMPABLE), as it is after a change of ids, or in the child of "
     "call_in: its own namespaces in /proc are for root only, and before Linux 6.11 nothing else tells them"
+)
+
+_NOTHING_BORN = (
+    "this thread's children are to be born in a new PID namespace, in which nothing has been born yet: before Linux "
+    "6.11 the kernel lets nobody open it"
 )
 
 #: What pidfd_open(2) answers for a thread: the second since Linux 6.16.
@@ -134,7 +140,10 @@ class Process:
         """Return a descriptor of this process's /proc directory, which stays ours. TargetGoneError, NamespaceError."""
         self._check_open()
         if self._proc < 0:
-            self._proc = self._checked(_open_proc(self._pid))
+            try:
+                self._proc = self._checked(_open_proc(self._pid))
+            except TargetGoneError:
+                raise self.gone("open /proc") from None
         return self._proc
 
     def _checked(self, opened: int) -> int:
@@ -275,9 +284,7 @@ class Process:
         if refused.errno == errno.ENOENT:
             if row is None:
                 return _hidden_reason(self._pid)
-            return (
-                f"this kernel has no {row.name} namespaces (they need Linux {row.since}), or /proc does not show them"
-            )
+            return f"{missing_type(row)}; or /proc does not show them"
         return None
 
 
@@ -384,19 +391,52 @@ def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:
         if refused.errno not in _shim.NO_SUCH_IOCTL | _NO_PIDFD:
             raise
     try:
-        have = set(_procfs.names("thread-self/ns"))
+        have = set(_procfs.names("thread-self/ns")) if rows else ()
         return tuple(_procfs.inode(f"thread-self/ns/{row.name}") if row.name in have else 0 for row in rows)
-    except PermissionError as refused:
-        raise error(NamespaceError, refused.errno or 0, "open", target="this thread", reason=_NOT_DUMPABLE) from None
+    except (PermissionError, FileNotFoundError) as refused:
+        raise _own_refused(refused, None) from None
+
+
+def own_namespace(row: NsType, *, for_children: bool = False) -> int:
+    """A descriptor of the namespace that this thread is in, or that its next children will be in. NamespaceError."""
+    try:
+        return _shim.own_namespace(row, for_children=for_children)
+    except OSError as refused:
+        raise _own_refused(refused, row, for_children) from None
+
+
+def _own_refused(refused: OSError, row: NsType | None, for_children: bool = False) -> NamespaceError:
+    reason = None
+    if refused.errno == errno.EACCES and _shim.lib.nsjoin_prctl(_PR_GET_DUMPABLE, 0) != 1:
+        reason = _NOT_DUMPABLE
+    elif refused.errno == errno.ENOENT:
+        reason = _missing_reason(row, for_children)
+    nstype = row.name if row else None
+    return error(NamespaceError, refused.errno or 0, "open", nstype=nstype, target="this thread", reason=reason)
+
+
+def _missing_reason(row: NsType | None, for_children: bool) -> str:
+    if row is None or not os.path.exists("/proc/thread-self/ns"):
+        return "before Linux 6.11 that needs /proc, which is not mounted here"
+    if for_children and os.path.exists("/proc/thread-self/ns/pid"):
+        return _NOTHING_BORN
+    return missing_type(row)
+
+
+def missing_type(row: NsType) -> str:
+    """The reason where the running kernel has no such namespaces."""
+    return f"this kernel ({os.uname().release}) has no {row.name} namespaces: they need Linux {row.since}"
 
 
 def own_pid_namespace_is_left() -> bool:
     """Whether this thread's children are born in another PID namespace than its own, as in ``enter(pid, "pid")``."""
     row = BY_NAME["pid"]
     with ExitStack() as stack:
-        pair = []
-        for for_children in (False, True):
-            fd = _shim.own_namespace(row, for_children=for_children)
-            stack.callback(os.close, fd)
-            pair.append(os.fstat(fd).st_ino)
-    return pair[0] != pair[1]
+        own = own_namespace(row)
+        stack.callback(os.close, own)
+        try:
+            children = own_namespace(row, for_children=True)
+        except NamespaceNotFoundError:  # _NOTHING_BORN
+            return True
+        stack.callback(os.close, children)
+        return os.fstat(own).st_ino != os.fstat(children).st_ino

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from .exceptions import NamespaceError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._nstype import NsType
 
 DEAD_PID_NAMESPACE = "the init process of this PID namespace has ended, so nothing can be born in it any more"
 
@@ -27,11 +25,6 @@ def of_setns(number: int, namespace: Namespace, *, with_user: bool = False) -> s
     if number == errno.EUSERS:
         return "only a process without threads can join a time namespace; use spawn_in"
     return explain(namespace) if explain else None
-
-
-def of_missing_type(row: NsType) -> str:
-    """The reason where the running kernel has no such namespaces."""
-    return f"this kernel ({os.uname().release}) has no {row.name} namespaces: they need Linux {row.since}"
 
 
 def _of_eperm(namespace: Namespace, with_user: bool) -> str:

@@ -542,11 +542,13 @@ static int start(struct launch *launch)
 }
 
 /* Inside enter(pid, "pid") a child would be born in the target, with the caller's memory as its own until it execs. */
-static int is_born_elsewhere(void)
+static int check_is_at_home(void)
 {
     const uint32_t requests[] = {K_PIDFD_GET_PID, K_PIDFD_GET_PID_FOR_CHILDREN};
     uint64_t inodes[2];
-    return nsjoin_inodes(-1, 2, requests, inodes) == 0 && inodes[0] != inodes[1];
+    if (nsjoin_inodes(-1, 2, requests, inodes) < 0)
+        return -ENOTTY;
+    return inodes[0] == inodes[1] ? 0 : -EXDEV;
 }
 
 static void write_path(char *path, int fd)
@@ -570,10 +572,11 @@ int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, 
     char path[32];
     struct launch launch = {work, image, path, argv, lent, n_lent, at_home};
     uint64_t mask;
-    if (at_home && is_born_elsewhere())
-        return -EXDEV;
+    int error = at_home == NSJOIN_CHECK_HOME ? check_is_at_home() : 0;
+    if (error < 0)
+        return error;
     write_path(path, image);
-    int error = nsjoin_block_signals(&mask);
+    error = nsjoin_block_signals(&mask);
     if (error < 0)
         return error;
     error = result(pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)));

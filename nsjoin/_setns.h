@@ -222,7 +222,13 @@ struct nsjoin_work {
 };
 int nsjoin_prepare(struct nsjoin_work *work);
 /* Starts the image with the plan in a new process. What went wrong there stands in the report. The lent descriptors go
- * along although they are close-on-exec. at_home: EXDEV unless the process is born in the caller's PID namespace. */
+ * along although they are close-on-exec. EXDEV where the process would not be, or was not, born in the PID namespace that
+ * at_home wants; ENOTTY where the kernel does not tell beforehand. */
+enum nsjoin_at_home {
+    NSJOIN_ANYWHERE = 0,
+    NSJOIN_AT_HOME = 1,    /* in the caller's, or it ends at once */
+    NSJOIN_CHECK_HOME = 2, /* and that is asked for before it is born: Linux 6.11 */
+};
 int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, const int32_t *lent, int n_lent, int at_home);
 void nsjoin_close_barrier(struct nsjoin_work *work);
 void nsjoin_finish(struct nsjoin_work *work);

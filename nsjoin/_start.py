@@ -11,7 +11,7 @@ from . import _capabilities, _cgroup, _identity, _like, _ownership, _plan, _reas
 from ._launch import At, Failed, Witness
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
-from ._process import FIRST_USER_NAMESPACE, own_inodes
+from ._process import FIRST_USER_NAMESPACE, missing_type, own_inodes
 from ._target import OpenTarget
 from .exceptions import JoinError, error
 
@@ -198,7 +198,7 @@ def _differing(process: Target, wanted: tuple[NsType, ...] | None) -> tuple[NsTy
     theirs = process.inodes(rows)
     if wanted is not None and 0 in theirs:
         row = rows[theirs.index(0)]
-        reason = _reason.of_missing_type(row)
+        reason = missing_type(row)
         raise JoinError(errno.EINVAL, "setns", nstype=row.name, target=process.words(), reason=reason)
     return tuple(row for row, inode, own in zip(rows, theirs, own_inodes(rows)) if inode and inode != own)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from . import _procfs, _shim
 from ._namespace import NamespaceId
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES
-from ._process import Process
+from ._process import Process, own_namespace
 from .exceptions import NamespaceError
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class Survey:
     def _all_mount_namespaces(self) -> None:
         """Those without a process too, as far as we have power over them: the kernel has a list of all."""
         for previous in (False, True):
-            at = _shim.own_namespace(BY_NAME["mnt"])
+            at = own_namespace(BY_NAME["mnt"])
             try:
                 while at >= 0:
                     done, at = at, _next_mount_namespace(at, previous)

@@ -6,10 +6,10 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from . import _reason, _shim
+from . import _shim
 from ._namespace import Namespace
 from ._nstype import BY_NAME, mask, select
-from ._process import own_pid_namespace_is_left
+from ._process import missing_type, own_pid_namespace_is_left
 from .exceptions import NamespaceError, error
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _limit(rows: Sequence[NsType]) -> tuple[Sequence[NsType], str]:
 def _invalid(rows: Sequence[NsType], moves_thread: bool) -> tuple[Sequence[NsType], str | None]:
     for row in rows:
         if not os.path.exists(f"/proc/thread-self/ns/{row.name}") and os.path.exists("/proc/thread-self/ns"):
-            return (row,), _reason.of_missing_type(row)
+            return (row,), missing_type(row)
     if USER in rows and moves_thread:
         return (USER,), "a process with threads cannot leave its user namespace; use create, or spawn_in"
     if PID in rows and own_pid_namespace_is_left():

@@ -205,7 +205,13 @@ def become_old_kernel(*, pidfds: bool) -> None:
 
 def memfds_do_not_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """They are made, but refused at exec, as a security module does it; temporary files are in ``folder``."""
-    create, exec_flag, noexec_seal = _shim.memfd_create, 16, 8
+    create = _shim.memfd_create
+
+    def create_without_x(name: bytes, flags: int) -> int:
+        fd = create(name, flags)
+        os.fchmod(fd, 0o600)
+        return fd
+
     monkeypatch.setattr(_launch, "_image", _launch._Image())
-    monkeypatch.setattr(_shim, "memfd_create", lambda name, flags: create(name, flags & ~exec_flag | noexec_seal))
+    monkeypatch.setattr(_shim, "memfd_create", create_without_x)
     monkeypatch.setattr("tempfile.tempdir", str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsjoin import _guard, _launch, _nstype, _process, _shim
+from nsjoin import Namespace, _guard, _launch, _nstype, _process, _shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +104,18 @@ def _has_own_namespaces() -> bool:
     return True
 
 
+def _lists_mount_namespaces() -> bool:
+    with Namespace.current("mnt") as own:
+        try:
+            os.close(_shim.next_mount_namespace(own.fileno(), previous=False))
+        except OSError as refused:
+            return refused.errno != errno.ENOTTY
+    return True
+
+
+requires_list_of_mount_namespaces = pytest.mark.skipif(
+    not _lists_mount_namespaces(), reason="this kernel has no list of mount namespaces (NS_MNT_GET_NEXT, Linux 6.12)"
+)
 requires_namespaces_of_pidfds = pytest.mark.skipif(
     not _has_own_namespaces(), reason="this kernel does not give a pidfd's namespaces (PIDFD_GET_*, Linux 6.11)"
 )

@@ -17,7 +17,13 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from changed import become_nobody
 from child import become_ordinary_user, in_child, wait_until_ended
-from conftest import IS_ROOT, requires_program, requires_root
+from conftest import (
+    IS_ROOT,
+    requires_list_of_mount_namespaces,
+    requires_namespaces_of_pidfds,
+    requires_program,
+    requires_root,
+)
 
 import nsjoin
 from nsjoin import Namespace, NamespaceError, NamespaceId, NamespaceNotFoundError, _shim, _survey
@@ -152,7 +158,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("nstype", ["pid", "time"])
+@pytest.mark.parametrize("nstype", [pytest.param("pid", marks=requires_namespaces_of_pidfds), "time"])
 def test_a_namespace_in_which_nothing_is_born_yet_is_found(script, nstype):
     pid, _ = script(UNSHARES, BY_NAME[nstype].flag, 0 if IS_ROOT else 1)
     infos = [info for info in iter_namespaces() if pid in info.for_children]
@@ -184,6 +190,7 @@ def test_a_thread_in_another_namespace_than_its_process_is_found(script, nstype)
         assert opened.id == info.id
 
 
+@requires_namespaces_of_pidfds
 @requires_root
 def test_a_thread_whose_children_are_born_elsewhere_is_found(script):
     _, (tid,) = script(THREAD, BY_NAME["pid"].flag)
@@ -336,6 +343,7 @@ def test_a_socket_in_the_namespace_of_its_process_is_not_told():
 
 
 @requires_root
+@requires_list_of_mount_namespaces
 def test_a_mount_namespace_that_nothing_visible_keeps_is_found(start):
     """A descriptor in a message that nobody has received yet: no process has it, but the kernel lists the namespace."""
     target = start("mnt")

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from changed import in_child
-from conftest import requires_root
+from conftest import requires_namespaces_of_pidfds, requires_root
 
 import nsjoin
 from nsjoin import _guard, _shim
@@ -233,6 +233,7 @@ assert sys.meta_path == before
     assert threading.active_count() == 1
 
 
+@requires_namespaces_of_pidfds
 @requires_root
 def test_a_mount_namespace_is_not_taken_for_one_that_has_gone(start):
     """The kernel gives inode numbers of namespaces out again at once."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from changed import PR_SET_DUMPABLE, drop_capability, in_child, prctl
 from child import wait_until_ended
-from conftest import IS_ROOT, Running, requires_program, requires_root
+from conftest import IS_ROOT, Running, requires_namespaces_of_pidfds, requires_program, requires_root
 
 import nsjoin
 from nsjoin import TARGET, _capabilities, _cgroup, _launch, _like, _procfs, _shim, _start, _target
@@ -324,6 +324,7 @@ def test_an_id_that_is_not_mapped_there_is_told():
         def as_the_same_user() -> None:  # for whom it is the same id of the kernel's, so it stays
             os.setgroups([])
             os.setresuid(1000, 1000, 1000)
+            prctl(PR_SET_DUMPABLE, 1)
             found = of_program(program.pid, user=TARGET, group=TARGET, extra_groups=TARGET, env=TARGET)
             assert found["Uid"] == "1000 1000 1000 1000"
 
@@ -361,6 +362,7 @@ def test_an_ordinary_user_keeps_groups_that_are_the_targets_too():
         os.setgroups([5000, 5001])
         os.setresgid(1000, 1000, 1000)
         os.setresuid(1000, 1000, 1000)
+        prctl(PR_SET_DUMPABLE, 1)
         with ended(["unshare", "-Ur", "sh", "-c", "echo go; exec sleep infinity"]) as target:
             theirs = status(target.pid)
             assert theirs["Groups"] == "5000 5001"
@@ -590,6 +592,7 @@ def test_a_label_where_no_security_module_gives_one_is_told(target):
         nsjoin.run_in(target.pid, ["true"], lsm_label="profile", namespaces=["mnt"] if IS_ROOT else None)
 
 
+@requires_namespaces_of_pidfds
 @requires_root
 @requires_program("strace")
 def test_the_label_is_written_last_of_all_before_exec(start):
@@ -649,6 +652,7 @@ def test_the_targets_label_is_that_of_its_proc_unless_it_is_ours(start, tmp_path
     in_child(labelled)
 
 
+@requires_namespaces_of_pidfds
 @requires_root
 @pytest.mark.parametrize("keywords", [{"oom_score_adj": 5}, {"lsm_label": "profile"}])
 def test_what_is_written_to_proc_needs_one(keywords):

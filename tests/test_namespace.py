@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from changed import NOBODY, become_old_kernel, in_child, join
-from conftest import requires_root
+from conftest import requires_namespaces_of_pidfds, requires_root
 
 import nsjoin
 from nsjoin import (
@@ -151,7 +151,7 @@ def test_current_is_this_threads(nstype):
         assert (namespace.nstype, namespace.id.ino) == (nstype, inode("thread-self", nstype))
 
 
-@pytest.mark.parametrize("nstype", ["pid", "time"])
+@pytest.mark.parametrize("nstype", [pytest.param("pid", marks=requires_namespaces_of_pidfds), "time"])
 def test_current_for_children_is_what_children_get(nstype):
     def differ():
         _shim.unshare(BY_NAME["user"].flag | BY_NAME[nstype].flag)

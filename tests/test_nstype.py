@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from conftest import requires_namespaces_of_pidfds
 
 from nsjoin import _nstype, _shim
 from nsjoin._nstype import BY_FLAG, BY_NAME, NSTYPES
@@ -28,6 +29,7 @@ def test_the_flag_is_the_one_that_the_kernel_gives_for_the_namespace(row):
         os.close(fd)
 
 
+@requires_namespaces_of_pidfds
 @pytest.mark.parametrize("row", NSTYPES, ids=lambda row: row.name)
 def test_the_ioctl_gives_the_namespace_that_proc_shows(start, row):
     running = start("mnt", "uts", "ipc", "net", "pid", "user", "cgroup", "time")
@@ -43,6 +45,7 @@ def test_the_ioctl_gives_the_namespace_that_proc_shows(start, row):
         os.close(fd)
 
 
+@requires_namespaces_of_pidfds
 @pytest.mark.parametrize("name", ["pid", "time"])
 def test_the_ioctl_for_children_gives_their_namespace(start, name):
     # unshare(1) itself stays outside: only its children are born in the new namespace

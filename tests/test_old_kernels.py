@@ -222,6 +222,26 @@ def test_who_is_not_dumpable_is_told_why_there_is_no_joining_before_6_11():
     in_child(joins)
 
 
+@requires_root
+def test_that_the_children_are_to_be_born_where_nothing_is_yet_is_told_before_6_11(target):
+    """The kernel lets nobody open such a PID namespace, so there would be no way back to it."""
+
+    def use() -> None:
+        kernels.refuse(["pidfd ioctls"], forbidden=False)
+        nsjoin.unshare("pid")
+        for ask in (
+            lambda: nsjoin.Namespace.current("pid", for_children=True),
+            lambda: nsjoin.spawn_in(target.pid, ["true"]),
+            lambda: nsjoin.call_in(target.pid, os.getpid),
+        ):
+            with pytest.raises(nsjoin.NamespaceNotFoundError, match="nothing has been born yet: before Linux 6.11"):
+                ask()
+        with pytest.raises(nsjoin.NamespaceError, match="born in another PID namespace already"):
+            nsjoin.unshare("pid")
+
+    in_child(use)
+
+
 @HOW
 def test_without_close_range_a_descriptor_above_the_limit_is_closed_too(target, forbidden):
     """It was opened before RLIMIT_NOFILE was lowered."""

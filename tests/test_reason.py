@@ -37,6 +37,7 @@ from nsjoin import (
     run_in,
 )
 from nsjoin._nstype import BY_NAME
+from nsjoin._process import missing_type
 
 NO_PROCESS = 2**22 + 1  # above the highest pid_max
 
@@ -144,7 +145,7 @@ def test_a_type_that_this_kernel_lacks():
     with Target.from_pid(os.getpid()) as own, pytest.raises(NamespaceError, match=r"Linux 9\.9") as caught:
         own.open_namespace(row)
     assert "no vest namespaces" in caught.value.reason
-    assert _reason.of_missing_type(row) == f"this kernel ({release}) has no vest namespaces: they need Linux 9.9"
+    assert missing_type(row) == f"this kernel ({release}) has no vest namespaces: they need Linux 9.9"
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_a_type_that_this_kernel_lacks_cannot_be_joined(target, way):
 
 @pytest.mark.usefixtures("kernel_without_vest")
 def test_a_type_that_this_kernel_lacks_has_no_current_one():
-    with pytest.raises(NamespaceError, match=r"vest namespaces need Linux 9\.9"):
+    with pytest.raises(NamespaceError, match=r"no vest namespaces: they need Linux 9\.9"):
         Namespace.current("vest")
 
 
