@@ -154,7 +154,7 @@ def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequen
         try:
             return (yield from _launch(job, rows, steps, fork))
         except Failed as failed:
-            if failed.at != At.JOIN:
+            if failed.at != At.JOIN or failed.errno == 0:
                 raise
             nstype = BY_FLAG[steps[failed.index].nstypes].name
             culprit = next(namespace for namespace in namespaces if namespace.nstype == nstype)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from changed import NOBODY, join, memfds_do_not_run
 from child import Held, children, expired, held, held_program, in_child
-from conftest import IS_ROOT, Running, dumpable, requires_program, requires_root
+from conftest import IS_ROOT, Running, dumpable, requires_namespaces_of_pidfds, requires_program, requires_root
 
 import nsjoin
 from nsjoin import _launch, _shim
@@ -349,6 +349,7 @@ ANONYMOUS = re.compile(r"\[.*\]|")
 @pytest.mark.parametrize(("keywords", "count"), [({}, 2), ({"namespaces": ["uts", "net"]}, 1), ({"user": NOBODY}, 2)])
 def test_while_the_program_is_held_before_exec_nothing_of_python_is_inside(start, folder, keywords, count):
     target = start("uts", "net", "pid")
+    namespaces = {os.readlink(f"/proc/{target.pid}/ns/{nstype}") for nstype in ("uts", "net", "pid")}
     before, flag = children(), dumpable()
     with held_program(folder / "held") as program:
         spawning = Spawning(target.pid, [program.path], **keywords)
@@ -365,6 +366,7 @@ def test_while_the_program_is_held_before_exec_nothing_of_python_is_inside(start
                 open_files = {
                     os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if int(fd) > 2
                 }
+                open_files -= namespaces  # before Linux 6.11 they are joined by descriptors
                 assert {re.sub(r"\[.*", "", name) for name in open_files} <= {"pipe:", "anon_inode:", "pidfd:"}
             assert dumpable() == flag
         finally:
@@ -505,7 +507,7 @@ if children() or len(os.listdir("/proc/self/fd")) != len(before):
 """
 
 
-def with_fault(pid: int, fault: str, path: str | None = None, *, fork: bool = True) -> list[str]:
+def with_fault(pid: int | str, fault: str, path: str | None = None, *, fork: bool = True) -> list[str]:
     """What a Python program that spawns reports when strace injects ``fault`` into it and what it starts.
 
     ``path``: only into calls on a descriptor of this file.
@@ -533,6 +535,12 @@ def test_a_joiner_that_is_killed_at_a_step_is_an_error_and_nothing_is_left(near,
     assert with_fault(near.pid, f"{call}:signal=KILL") == [f"JoinError {step} {errno.ECHILD}"]
 
 
+@requires_root
+@requires_program("strace")
+def test_so_it_is_where_it_joins_by_descriptors(near):
+    assert with_fault(repr(f"/proc/{near.pid}/ns/uts"), "setns:signal=KILL") == [f"JoinError join {errno.ECHILD}"]
+
+
 @requires_program("strace")
 def test_a_child_that_is_killed_before_exec_is_an_error_and_nothing_is_left(near):
     assert with_fault(near.pid, "setsid:signal=KILL") == [f"JoinError session {errno.ECHILD}"]
@@ -545,8 +553,18 @@ def test_a_child_that_is_killed_before_exec_is_an_error_and_nothing_is_left(near
         pytest.param("close_range:error=ENOSYS", None, id="no close_range (before 5.9)"),
         pytest.param("pidfd_open:error=ENOSYS", None, id="no pidfd_open (before 5.3)"),
         pytest.param("pidfd_open:error=EPERM", None, id="pidfd_open forbidden by seccomp"),
-        pytest.param("setns:error=EINVAL", "anon_inode:[pidfd]", id="no setns by pidfd (before 5.8)"),
-        pytest.param("setns:error=EPERM", "anon_inode:[pidfd]", id="setns by pidfd not permitted"),
+        pytest.param(
+            "setns:error=EINVAL",
+            "anon_inode:[pidfd]",
+            marks=requires_namespaces_of_pidfds,
+            id="no setns by pidfd (before 5.8)",
+        ),
+        pytest.param(
+            "setns:error=EPERM",
+            "anon_inode:[pidfd]",
+            marks=requires_namespaces_of_pidfds,
+            id="setns by pidfd not permitted",
+        ),
         pytest.param("ioctl:error=ENOTTY", "anon_inode:[pidfd]", id="no ioctls of pidfds (before 6.11)"),
         pytest.param("memfd_create:error=EINVAL:when=1", None, id="no MFD_EXEC (before 6.3)"),
     ],

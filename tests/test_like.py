@@ -682,7 +682,7 @@ def cgroup() -> Iterator[str]:
             folder.mkdir()
             made.append(folder)
             for file in ("cpuset.cpus", "cpuset.mems"):
-                if (folder / file).exists():
+                if (folder / file).exists() and (folder.parent / file).exists():  # the root of version 2 has none
                     (folder / file).write_text((folder.parent / file).read_text())
         yield name
     finally:
