@@ -116,8 +116,9 @@ def _lists_mount_namespaces() -> bool:
 requires_list_of_mount_namespaces = pytest.mark.skipif(
     not _lists_mount_namespaces(), reason="this kernel has no list of mount namespaces (NS_MNT_GET_NEXT, Linux 6.12)"
 )
+HAS_NAMESPACES_OF_PIDFDS = _has_own_namespaces()
 requires_namespaces_of_pidfds = pytest.mark.skipif(
-    not _has_own_namespaces(), reason="this kernel does not give a pidfd's namespaces (PIDFD_GET_*, Linux 6.11)"
+    not HAS_NAMESPACES_OF_PIDFDS, reason="this kernel does not give a pidfd's namespaces (PIDFD_GET_*, Linux 6.11)"
 )
 
 

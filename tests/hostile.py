@@ -9,7 +9,6 @@ too. Prints "armed", then a line of JSON for each victim: {attack: null, or the 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -103,15 +102,13 @@ def outcome(attack: Callable[[int], object], pid: int) -> str | None:
         attack(pid)
     except OSError as refused:
         return errno.errorcode[refused.errno or 0]
+    except HeldOff:
+        return "HELD OFF"
     return None
 
 
 def outcomes(pid: int) -> dict[str, str | None]:
-    found = {}
-    for name, function in ATTACKS.items():
-        with contextlib.suppress(HeldOff):
-            found[name] = outcome(function, pid)
-    return found
+    return {name: outcome(function, pid) for name, function in ATTACKS.items()}
 
 
 def processes() -> set[int]:
