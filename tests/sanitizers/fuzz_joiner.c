@@ -5,8 +5,8 @@
  *   - after a refusal that no rule forgives, no program is executed, and the report names that errno;
  *   - the program gets the files, arguments and environment of the plan, and as 0, 1, 2 what the plan says;
  *   - of the other descriptors, those it is to keep; never a lent one; and none that the joiner opened is open still;
- *   - each setns is followed by prctl(PR_SET_DUMPABLE, 0), which holds at execve, and after the first no path is looked up
- *     from the working directory or the root until there is chdir or chroot to be done;
+ *   - each setns is followed by prctl(PR_SET_DUMPABLE, 0), which holds at clone and execve, and after the first setns no
+ *     file is opened by a path from the working directory or the root;
  *   - no other system call is made than those named here.
  */
 #define NSJOIN_HOSTED
@@ -41,13 +41,13 @@ static plan_t *plan;
 static struct { int is_open, is_cloexec, object; } fds[FDS];
 static int32_t lent[MOST], keep[MOST];
 static int n_lent, n_keep, stdio_objects[3];
-static struct { char *texts[STRINGS]; int n; } files, arguments, environment;
+static struct strings { char *texts[STRINGS]; int n; } files, arguments, environment;
 static struct { void *at[8]; int n; } maps;
 static int fatal;  /* errno of a refusal that no rule forgives */
 static int denied; /* errno of what the joiner itself has to find wrong */
 static char *environ_text, *paths[4096];
 static size_t environ_size, environ_read;
-static int n_paths, path, forgiven_exec, is_hidden, must_hide, has_joined, has_cloned, has_run, lists;
+static int n_paths, path, forgiven_exec, forgiven_clone, is_hidden, must_hide, has_joined, has_cloned, has_run, lists;
 
 static void wrong(int line, const char *what)
 {
@@ -92,20 +92,27 @@ static char *some_text(void)
     return text;
 }
 
-static void make_strings(void)
+static void make_strings(struct strings *strings, unsigned int n)
+{
+    for (strings->n = 0; strings->n < (int)n; strings->n++)
+        strings->texts[strings->n] = some_text();
+}
+
+static void free_strings(struct strings *strings)
+{
+    for (int i = 0; i < strings->n; i++)
+        free(strings->texts[i]);
+}
+
+static void make_lists(void)
 {
     static const char path_of_environment[] = "PATH=";
-    for (files.n = 0; files.n < 1 + (int)(n_bytes % 3); files.n++)
-        files.texts[files.n] = some_text();
-    for (arguments.n = 0; arguments.n < 1 + (int)(n_bytes % 4); arguments.n++)
-        arguments.texts[arguments.n] = some_text();
-    for (environment.n = 0; environment.n < (int)(n_bytes % 5); environment.n++) {
-        char *text = some_text();
-        size_t length = strlen(text);
-        if (length >= 5 && below(2))
-            memcpy(text, path_of_environment, 5);
-        environment.texts[environment.n] = text;
-    }
+    make_strings(&files, 1 + below(3));
+    make_strings(&arguments, 1 + below(4));
+    make_strings(&environment, below(5));
+    for (int i = 0; i < environment.n; i++)
+        if (strlen(environment.texts[i]) >= 5 && below(2))
+            memcpy(environment.texts[i], path_of_environment, 5);
 }
 
 static int32_t some_fd(void)
@@ -116,8 +123,9 @@ static int32_t some_fd(void)
 static void make_numbers(plan_t *head)
 {
     int32_t numbers[3 * MOST];
-    for (n_lent = 0; n_lent < (int)below(MOST + 1); n_lent++)
-        lent[n_lent] = 3 + (int32_t)below(PLAN_FD - 3);
+    n_lent = (int)below(MOST + 1);
+    for (int i = 0; i < n_lent; i++)
+        lent[i] = 3 + (int32_t)below(PLAN_FD - 3);
     head->lent = put_numbers(lent, n_lent);
     head->n_lent = (uint32_t)n_lent;
     n_keep = 0;
@@ -166,13 +174,19 @@ static uint32_t put_text(const char *text)
     return offset;
 }
 
+static void put_strings(const struct strings *strings)
+{
+    for (int i = 0; i < strings->n; i++)
+        put_text(strings->texts[i]);
+}
+
 static void make_plan(void)
 {
     plan_t head = {0};
     static const char zeros[(3 * STRINGS + 3) * sizeof(void *)];
     plan_file = 0;
     plan_size = 0;
-    make_strings();
+    make_lists();
     put(&head, sizeof head);
     head.tables = plan_size;
     put(zeros, (size_t)(files.n + arguments.n + environment.n + 3) * sizeof(void *));
@@ -180,12 +194,9 @@ static void make_plan(void)
     make_fields(&head);
     head.n_files = (uint32_t)files.n, head.n_argv = (uint32_t)arguments.n, head.n_envp = (uint32_t)environment.n;
     head.text = plan_size;
-    for (int i = 0; i < files.n; i++)
-        put_text(files.texts[i]);
-    for (int i = 0; i < arguments.n; i++)
-        put_text(arguments.texts[i]);
-    for (int i = 0; i < environment.n; i++)
-        put_text(environment.texts[i]);
+    put_strings(&files);
+    put_strings(&arguments);
+    put_strings(&environment);
     head.oom_score_adj = below(4) ? 0 : put_text("-1000");
     head.lsm_label = below(4) ? 0 : put_text("exec label");
     head.cwd = below(2) ? 0 : put_text("/somewhere");
@@ -252,6 +263,12 @@ static void check_descriptors(void)
 
 /* --- what is executed --------------------------------------------------------------------------------------------- */
 
+static void expect_path(char *one)
+{
+    CHECK(n_paths < (int)(sizeof paths / sizeof *paths));
+    paths[n_paths++] = one;
+}
+
 static void add_path(const char *directory, size_t length, const char *name)
 {
     char *one = malloc(length + strlen(name) + 2);
@@ -261,7 +278,7 @@ static void add_path(const char *directory, size_t length, const char *name)
         strcat(one, "/");
     strcat(one, name);
     if (strlen(one) < K_PATH_MAX - 1)
-        paths[n_paths++] = one;
+        expect_path(one);
     else
         free(one);
 }
@@ -276,7 +293,7 @@ static void expect_paths(char *const *envp)
         }
     for (int i = 0; i < files.n; i++) {
         if (!(plan->flags & NSJOIN_SEARCH)) {
-            paths[n_paths++] = strdup(files.texts[i]);
+            expect_path(strdup(files.texts[i]));
             continue;
         }
         for (const char *from = found;; from += strcspn(from, ":") + 1) {
@@ -305,7 +322,7 @@ static void check_environment(char *const *envp)
 static long executed(const char *file, char *const *argv, char *const *envp)
 {
     int n = 0;
-    CHECK(!fatal && !denied && is_hidden && !must_hide);
+    CHECK(is_hidden);
     check_descriptors();
     for (; argv[n]; n++)
         CHECK(n < arguments.n && strcmp(argv[n], arguments.texts[n]) == 0);
@@ -328,21 +345,26 @@ static long executed(const char *file, char *const *argv, char *const *envp)
 
 /* --- the kernel --------------------------------------------------------------------------------------------------- */
 
-static long touch(const void *data, long size)
+/* ASan sees whether it is all there. */
+static void touch(const void *data, long size)
 {
     for (long i = 0; i < size; i++)
         (void)((const volatile unsigned char *)data)[i];
-    return size;
 }
 
-static long looked_up(long directory, const char *name, int has_to_exist, long flags)
+static void touch_text(const char *text)
 {
-    touch(name, (long)strlen(name) + 1);
+    touch(text, (long)strlen(text) + 1);
+}
+
+static long opened(long directory, const char *name, long flags)
+{
+    touch_text(name);
     CHECK(!has_joined || (directory != K_AT_FDCWD && name[0] != '/'));
     CHECK(flags & O_CLOEXEC);
     if (directory != K_AT_FDCWD && !is_open(directory))
         return -EBADF;
-    return has_to_exist && below(12) == 0 ? -ENOENT : new_fd(NEW_FD, 1, NEW_FD);
+    return below(12) == 0 ? -ENOENT : new_fd(NEW_FD, 1, NEW_FD);
 }
 
 static long listed(char *buffer, long room)
@@ -414,20 +436,23 @@ static long of_file(long number, long a, long b, long c)
 {
     switch (number) {
     case __NR_openat:
-        return looked_up(a, (char *)b, 1, c);
+        return opened(a, (char *)b, c);
     case __NR_openat2:
-        return looked_up(a, (char *)b, 1, (long)((struct k_open_how *)c)->flags);
+        return opened(a, (char *)b, (long)((struct k_open_how *)c)->flags);
     case __NR_getdents64:
         return is_open(a) ? listed((char *)b, c) : -EBADF;
     case __NR_read:
-        if (a == PLAN_FD)
-            return (long)memcpy((void *)b, plan_file, (size_t)c) ? c : 0;
+        if (a == PLAN_FD) {
+            memcpy((void *)b, plan_file, (size_t)c);
+            return c;
+        }
         return is_open(a) ? read_some((char *)b, c) : -EBADF;
     case __NR_lseek:
         environ_read = 0;
         return is_open(a) ? 0 : -EBADF;
     default: /* write */
-        return is_open(a) ? touch((void *)b, c) : -EBADF;
+        touch((void *)b, c);
+        return is_open(a) ? c : -EBADF;
     }
 }
 
@@ -438,10 +463,10 @@ static long of_place(long number, long a, long b)
         return is_open(a) ? 0 : -EBADF;
     case __NR_chroot:
     case __NR_chdir:
-        touch((char *)a, (long)strlen((char *)a) + 1);
+        touch_text((char *)a);
         return 0;
     case __NR_mount:
-        touch((char *)b, (long)strlen((char *)b) + 1);
+        touch_text((char *)b);
         return 0;
     case __NR_unshare:
     case __NR_umask:
@@ -449,7 +474,8 @@ static long of_place(long number, long a, long b)
     default: /* getcwd */
         CHECK(b == K_PATH_MAX);
         strcpy((char *)a, below(4) ? "/inside" : "(unreachable)/");
-        denied = ((char *)a)[0] == '/' ? 0 : EXDEV;
+        if (*(char *)a != '/')
+            denied = EXDEV;
         return (long)strlen((char *)a) + 1;
     }
 }
@@ -467,8 +493,11 @@ static long of_namespace(long number, long a, long e)
         return is_open(a) ? new_fd(NEW_FD, 1, NEW_FD) : -EBADF;
     default: /* statx */
         CHECK(is_open(a));
-        denied = below(8) ? 0 : EAGAIN;
-        ((struct k_statx *)e)->inode = plan->user + !!denied;
+        ((struct k_statx *)e)->inode = plan->user;
+        if (below(8) == 1) {
+            ((struct k_statx *)e)->inode++;
+            denied = EAGAIN;
+        }
         return 0;
     }
 }
@@ -484,9 +513,11 @@ static long of_credentials(long number, long a, long b)
         return 0;
     }
     case __NR_capset:
-        return touch((void *)b, 2 * sizeof(struct k_cap_data)) * 0;
+        touch((void *)b, 2 * sizeof(struct k_cap_data));
+        return 0;
     case __NR_setgroups:
-        return touch((void *)b, 4 * a) * 0;
+        touch((void *)b, 4 * a);
+        return 0;
     case __NR_prctl:
         if (a == PR_CAPBSET_READ) {
             long have = b > 40 ? -EINVAL : below(8) != 7;
@@ -503,23 +534,24 @@ static long of_credentials(long number, long a, long b)
     }
 }
 
-static long of_process(long number, long a, long b, long d)
+static long of_process(long number, long b, long d)
 {
     switch (number) {
     case __NR_exit_group:
         longjmp(end, 1);
     case __NR_clone:
     case __NR_clone3:
-        CHECK(!fatal);
+        CHECK(is_hidden);
         has_cloned = 1;
         return below(2) ? 0 : 1234;
     case __NR_prlimit64:
         ((uint64_t *)d)[0] = FDS;
         return 0;
     case __NR_rt_sigprocmask:
-        return touch((void *)b, 8) * 0;
+        touch((void *)b, 8);
+        return 0;
     default: /* setsid, setpgid, keyctl */
-        return a * 0;
+        return 0;
     }
 }
 
@@ -538,7 +570,7 @@ static long answer(long number, long a, long b, long c, long d, long e)
         return of_credentials(number, a, b);
     case __NR_exit_group: case __NR_clone: case __NR_clone3: case __NR_prlimit64: case __NR_rt_sigprocmask:
     case __NR_setsid: case __NR_setpgid: case __NR_keyctl:
-        return of_process(number, a, b, d);
+        return of_process(number, b, d);
     case __NR_execve:
         return executed((char *)a, (char **)b, (char **)c);
     default:
@@ -570,6 +602,8 @@ static int is_forgiven(long number, long a, long b, long error)
         return is_try && (plan->flags & NSJOIN_TRY_GID);
     case __NR_keyctl:
         return error == -ENOSYS || error == -EPERM;
+    case __NR_clone: case __NR_clone3:
+        return error == -EINVAL && !forgiven_clone++; /* once more, without CLONE_VM */
     case __NR_prctl:
         return a == PR_CAPBSET_READ;
     default:
@@ -587,6 +621,17 @@ static long refuse(long number)
     return -errors[below(6)];
 }
 
+/* What the joiner may still call, after what has gone before. */
+static void check_order(long number, long a, long b)
+{
+    if (number == __NR_exit_group)
+        return;
+    CHECK(!fatal);
+    CHECK(!must_hide || (number == __NR_prctl && a == PR_SET_DUMPABLE && b == 0));
+    /* it looks on to the end of a list, and closes what it looked at */
+    CHECK(!denied || number == __NR_read || number == __NR_close || (number == __NR_prctl && a == PR_CAPBSET_READ));
+}
+
 static long fake_syscall(long number, ...)
 {
     long given[5];
@@ -595,8 +640,7 @@ static long fake_syscall(long number, ...)
     for (int i = 0; i < 5; i++)
         given[i] = va_arg(list, long);
     va_end(list);
-    CHECK(!must_hide || number == __NR_prctl || number == __NR_exit_group);
-    CHECK(!fatal || number == __NR_exit_group);
+    check_order(number, given[0], given[1]);
     long result = refuse(number);
     if (!result)
         result = answer(number, given[0], given[1], given[2], given[3], given[4]);
@@ -641,12 +685,9 @@ static void check_report(void)
 
 static void forget(void)
 {
-    for (int i = 0; i < files.n; i++)
-        free(files.texts[i]);
-    for (int i = 0; i < arguments.n; i++)
-        free(arguments.texts[i]);
-    for (int i = 0; i < environment.n; i++)
-        free(environment.texts[i]);
+    free_strings(&files);
+    free_strings(&arguments);
+    free_strings(&environment);
     while (n_paths)
         free(paths[--n_paths]);
     while (maps.n)
@@ -663,7 +704,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char name[] = "joiner", number_of_plan[] = "40";
     char *argv[] = {name, number_of_plan, 0};
     bytes = data, n_bytes = size;
-    path = fatal = denied = forgiven_exec = is_hidden = must_hide = has_joined = has_cloned = has_run = lists = 0;
+    path = fatal = denied = forgiven_exec = forgiven_clone = is_hidden = must_hide = has_joined = has_cloned = has_run = lists = 0;
     environ_size = below(4) ? 4 * next() : below(64) == 1 ? MOST_ENVIRON + below(2) : 0;
     environ_read = 0;
     make_plan();

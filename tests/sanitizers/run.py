@@ -30,6 +30,7 @@ FLAGS = ("-std=gnu11", "-g", "-O1", "-fno-omit-frame-pointer", "-Wall", "-Wextra
 DRIVER = ("-D_GNU_SOURCE", "-pthread", "-Wl,-z,now", str(HERE / "driver.c"))
 ASAN = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREADS = 16
+#: bytes of libFuzzer's input
 LONGEST_CASE = 1000
 #: valgrind runs one thread at a time, and every descendant of the driver as well
 VALGRIND_ROUNDS = 5
