@@ -50,26 +50,29 @@ def call(number: int) -> Callable[[int], Filter]:
     return refuse
 
 
-def several_types_at_once(error: int) -> Filter:
-    """setns(2) that a filter can tell to be with a pidfd: more than one type."""
+def at(number: int, offset: int) -> Filter:
+    """Begin at the argument at ``offset`` of that system call."""
     one = Filter()
     one.load(NR)
-    one.require(SYS_SETNS)
-    one.load(ARG1)
+    one.require(number)
+    one.load(offset)
+    return one
+
+
+def several_types_at_once(error: int) -> Filter:
+    """setns(2) that a filter can tell to be with a pidfd: more than one type."""
+    one = at(SYS_SETNS, ARG1)
     for flag in CLONE_FLAGS:
         one.allow_if(flag)
     one.refuse(error)
     return one
 
 
-def flags(call: int, offset: int, bits: int) -> Callable[[int], Filter]:
+def flags(number: int, offset: int, bits: int) -> Callable[[int], Filter]:
     """Any of these in the argument at ``offset`` of that system call."""
 
     def refuse(error: int) -> Filter:
-        one = Filter()
-        one.load(NR)
-        one.require(call)
-        one.load(offset)
+        one = at(number, offset)
         one.mask(bits)
         one.allow_if(0)
         one.refuse(error)
@@ -79,10 +82,7 @@ def flags(call: int, offset: int, bits: int) -> Callable[[int], Filter]:
 
 
 def seal_of_mode(error: int) -> Filter:
-    one = Filter()
-    one.load(NR)
-    one.require(SYS_FCNTL)
-    one.load(ARG1)
+    one = at(SYS_FCNTL, ARG1)
     one.require(F_ADD_SEALS)
     one.load(ARG2)
     one.mask(F_SEAL_EXEC)
@@ -92,20 +92,14 @@ def seal_of_mode(error: int) -> Filter:
 
 def memory_for_a_child_elsewhere() -> Filter:
     """Before Linux 6.2 it does not share its parent's where it is born in another time namespace; here nowhere."""
-    one = Filter()
-    one.load(NR)
-    one.require(SYS_CLONE)
-    one.load(ARG0)
+    one = at(SYS_CLONE, ARG0)
     one.mask(CLONE_VM | CLONE_VFORK)
     one.refuse_if(CLONE_VM | CLONE_VFORK, errno.EINVAL)
     return one
 
 
 def pidfd_ioctls(error: int) -> Filter:
-    one = Filter()
-    one.load(NR)
-    one.require(SYS_IOCTL)
-    one.load(ARG1)
+    one = at(SYS_IOCTL, ARG1)
     one.refuse_if(0xC040FF0B, error)  # PIDFD_GET_INFO
     one.mask(0xFFFFFF00)
     one.refuse_if(0xFF00, error)
@@ -113,10 +107,7 @@ def pidfd_ioctls(error: int) -> Filter:
 
 
 def unique_ids(error: int) -> Filter:
-    one = Filter()
-    one.load(NR)
-    one.require(SYS_IOCTL)
-    one.load(ARG1)
+    one = at(SYS_IOCTL, ARG1)
     one.refuse_if(NS_GET_ID, error)
     return one
 
