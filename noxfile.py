@@ -114,7 +114,9 @@ def sanitizers(session: nox.Session) -> None:
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
-    session.run("pytest", "-s", "-p", "no:cacheprovider", *(session.posargs or SANITIZED_TESTS), env=env)
+    chosen = [str(HERE / test) for test in session.posargs or SANITIZED_TESTS]
+    with session.chdir(folder):  # python -c of a test would take the checkout's nsjoin, with another module or none
+        session.run("pytest", "-s", "-p", "no:cacheprovider", *chosen, env=env)
 
 
 # --- packaging ----------------------------------------------------------------------------------------------
