@@ -12,7 +12,7 @@ from ._process import check_proc
 from .exceptions import NamespaceError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class _Way(NamedTuple):
@@ -65,14 +65,16 @@ def _read_in(pid: int, namespace: Namespace) -> int | None:
 def _read_from(pid: int, namespace: Namespace) -> int | None:
     check_proc(f"process {pid}")
     depth = len(_chain(namespace)) - 1
+    if depth == 0:  # our own
+        return pid if _numbers(pid) else None
     refused: PermissionError | None = None
-    for name in _procfs.names("."):
-        if not name.isdigit() or _numbers(int(name))[depth : depth + 1] != [pid]:
+    for number in _all():
+        if _numbers(number)[depth : depth + 1] != [pid]:
             continue
         try:
-            with Namespace.from_pid(int(name), "pid") as own:
+            with Namespace.from_pid(number, "pid") as own:
                 if namespace.id.ino in _chain(own):
-                    return int(name)
+                    return number
         except ProcessLookupError:
             pass
         except PermissionError as why:  # perhaps another one is it
@@ -80,6 +82,18 @@ def _read_from(pid: int, namespace: Namespace) -> int | None:
     if refused is not None:
         raise refused
     return None
+
+
+def _all() -> Iterator[int]:
+    """Everything that has a number: the processes, which most ask for, and then their other threads."""
+    processes = [name for name in _procfs.names(".") if name.isdigit()]
+    yield from map(int, processes)
+    for process in processes:
+        try:
+            threads = _procfs.names(f"{process}/task")
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        yield from (int(thread) for thread in threads if thread != process)
 
 
 def _chain(namespace: Namespace) -> list[int]:

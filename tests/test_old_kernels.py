@@ -70,6 +70,8 @@ USES: dict[str, Callable[[], object]] = {
     "F_SEAL_EXEC": lambda: fcntl.fcntl(0, kernels.F_ADD_SEALS, kernels.F_SEAL_EXEC),
     "PIDFD_THREAD": lambda: os.close(_shim.pidfd_open(os.getpid(), _shim.PIDFD_THREAD)),
     "pidfd ioctls": lambda: _shim.inodes(0, [BY_NAME["net"].get]),
+    "NS_GET_PID": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_GET_PID_IN_PIDNS)),
+    "NS_MNT_GET_NEXT": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_MNT_GET_NEXT)),
     "NS_GET_ID": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_GET_ID)),
     "memfd_create": lambda: os.close(_shim.memfd_create(b"nsjoin", 1)),
     "execveat": raw(kernels.SYS_EXECVEAT),

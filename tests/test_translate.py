@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
+import sys
 import threading
 
 import pytest
 from changed import become_nobody
 from child import in_child, wait_until_ended
-from conftest import IS_ROOT, requires_root
+from conftest import HAS_NAMESPACES_OF_PIDFDS, IS_ROOT, requires_root
 
 import nsjoin
 from nsjoin import Namespace, NamespacePermissionError, Target, TargetGoneError, _shim, translate_pid
+
+
+def no_ioctl(*_args):
+    raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
 
 @pytest.fixture(params=["ioctl", "proc"])
 def either_way(request, monkeypatch):
     """As the running kernel has it, and as one before Linux 6.11, which does not know these ioctls."""
     if request.param == "proc":
-
-        def refuse(*_args):
-            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
-
-        monkeypatch.setattr(_shim, "pid_from", refuse)
-        monkeypatch.setattr(_shim, "pid_in", refuse)
+        monkeypatch.setattr(_shim, "pid_from", no_ioctl)
+        monkeypatch.setattr(_shim, "pid_in", no_ioctl)
 
 
 #: Through /proc, an ordinary user may not ask each process of that number whether it is the one.
@@ -147,6 +149,7 @@ def test_a_pid_that_is_given_out_again_meanwhile_is_not_taken_for_the_process(st
         translate_pid(1, from_=target.pid)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_thread_has_a_number_too():
     ready, done = threading.Event(), threading.Event()
     ids = []
@@ -164,6 +167,22 @@ def test_a_thread_has_a_number_too():
     finally:
         done.set()
         thread.join()
+
+
+THREAD = """
+import threading, time
+threading.Thread(target=lambda: (print(threading.get_native_id(), flush=True), time.sleep(1000))).start()
+"""
+
+
+@pytest.mark.usefixtures("either_way")
+def test_so_has_one_of_another_pid_namespace(start):
+    target = start("pid", program=f"exec {shlex.join([sys.executable, '-c', THREAD])}")
+    number = int(target.process.stdout.readline())
+    ours = translate_pid(number, from_=target.pid)
+    assert str(ours) in os.listdir(f"/proc/{target.pid}/task")
+    assert ours != target.pid
+    assert translate_pid(ours, to=target.pid) == number
 
 
 @pytest.mark.parametrize("pid", [0, -1])
@@ -189,15 +208,13 @@ def test_another_type_of_namespace_is_a_value_error():
 def test_what_may_not_be_read_is_told(start, monkeypatch):
     target = start("pid")
 
-    def refuse(*_args):
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
-
     with Namespace.from_pid(target.pid, "pid") as namespace:
 
         def ask():
-            assert translate_pid(target.pid, to=namespace) == 1, "the ioctl needs no power over the process"
-            monkeypatch.setattr(_shim, "pid_in", refuse)
-            monkeypatch.setattr(_shim, "pid_from", refuse)
+            if HAS_NAMESPACES_OF_PIDFDS:  # and with them, in Linux 6.11, this ioctl came
+                assert translate_pid(target.pid, to=namespace) == 1, "the ioctl needs no power over the process"
+            monkeypatch.setattr(_shim, "pid_in", no_ioctl)
+            monkeypatch.setattr(_shim, "pid_from", no_ioctl)
             for keywords in ({"pid": target.pid, "to": namespace}, {"pid": 1, "from_": namespace}):
                 with pytest.raises(NamespacePermissionError):
                     translate_pid(**keywords)
@@ -208,9 +225,6 @@ def test_what_may_not_be_read_is_told(start, monkeypatch):
 def test_without_our_proc_the_fallback_says_so(start, monkeypatch):
     target = start("pid")
 
-    def refuse(*_args):
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
-
-    monkeypatch.setattr(_shim, "pid_from", refuse)
+    monkeypatch.setattr(_shim, "pid_from", no_ioctl)
     with pytest.raises(nsjoin.NamespaceError, match="belongs to another PID namespace"):
         nsjoin.call_in(target.pid, translate_pid, 1)

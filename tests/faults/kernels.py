@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 SYS_MEMFD_CREATE, SYS_EXECVEAT = {"x86_64": (319, 322), "aarch64": (279, 281)}[platform.machine()]
 SYS_FCNTL, SYS_CLONE = {"x86_64": (72, 56), "aarch64": (25, 220)}[platform.machine()]
 SYS_PIDFD_SEND_SIGNAL, SYS_CLONE3, SYS_CLOSE_RANGE, SYS_OPENAT2 = 424, 435, 436, 437
-NS_GET_ID = 0x8008B70D
+NS_GET_PID_FROM_PIDNS, NS_GET_PID_IN_PIDNS = 0x8004B706, 0x8004B708
+NS_MNT_GET_NEXT, NS_MNT_GET_PREV, NS_GET_ID = 0x8010B70B, 0x8010B70C, 0x8008B70D
 MFD_NOEXEC_SEAL, MFD_EXEC = 8, 16
 F_ADD_SEALS, F_SEAL_EXEC = 1033, 32
 CLONE_VM, CLONE_VFORK = 0x100, 0x4000
@@ -106,10 +107,14 @@ def pidfd_ioctls(error: int) -> Filter:
     return one
 
 
-def unique_ids(error: int) -> Filter:
-    one = at(SYS_IOCTL, ARG1)
-    one.refuse_if(NS_GET_ID, error)
-    return one
+def ioctls(*requests: int) -> Callable[[int], Filter]:
+    def refuse(error: int) -> Filter:
+        one = at(SYS_IOCTL, ARG1)
+        for request in requests:
+            one.refuse_if(request, error)
+        return one
+
+    return refuse
 
 
 FEATURES = {
@@ -125,7 +130,9 @@ FEATURES = {
         Feature("F_SEAL_EXEC", "6.3", errno.EINVAL, seal_of_mode),
         Feature("PIDFD_THREAD", "6.9", errno.EINVAL, flags(SYS_PIDFD_OPEN, ARG1, os.O_EXCL)),
         Feature("pidfd ioctls", "6.11", errno.ENOTTY, pidfd_ioctls),
-        Feature("NS_GET_ID", "6.18", errno.ENOTTY, unique_ids),
+        Feature("NS_GET_PID", "6.11", errno.ENOTTY, ioctls(NS_GET_PID_FROM_PIDNS, NS_GET_PID_IN_PIDNS)),
+        Feature("NS_MNT_GET_NEXT", "6.12", errno.ENOTTY, ioctls(NS_MNT_GET_NEXT, NS_MNT_GET_PREV)),
+        Feature("NS_GET_ID", "6.18", errno.ENOTTY, ioctls(NS_GET_ID)),
         Feature("memfd_create", "3.17", errno.ENOSYS, call(SYS_MEMFD_CREATE)),
         Feature("execveat", "3.19", errno.ENOSYS, call(SYS_EXECVEAT)),
     )
