@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     #: what C keeps, the guard's state before, the watch, the stay around it
     _Stays = tuple[CData, Any, Optional["_Watch"], Optional["_Stays"]]
 
-#: Answers that mean: save through /proc. EPERM: a seccomp filter that does not know pidfd_open.
-_NO_PIDFD = _shim.NO_SUCH_IOCTL | {errno.EPERM}
-
 #: CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR: the module inspect has names for them, and costs an import
 _SUSPENDS = 0x20 | 0x80 | 0x200
 
@@ -314,7 +311,7 @@ def _namespace_trip(namespaces: Sequence[Namespace], root: int = -1) -> CData:
 def _enter(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
     """Return 0, or the errno of the move ``stay.failed``; raise for everything else that fails."""
     result = lib.nsjoin_enter(stay, trip)
-    if stay.stage == lib.NSJOIN_SAVE and -result in _NO_PIDFD:
+    if stay.stage == lib.NSJOIN_SAVE and -result in _shim.NO_SUCH_IOCTL:
         result = _enter_by_proc(stay, trip, rows)
     if result == 0 or stay.stage == lib.NSJOIN_MOVE:
         return -result

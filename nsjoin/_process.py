@@ -388,7 +388,7 @@ def own_inodes(rows: tuple[NsType, ...]) -> tuple[int, ...]:
     try:
         return _shim.inodes(-1, [row.get for row in rows])
     except OSError as refused:
-        if refused.errno not in _shim.NO_SUCH_IOCTL | _NO_PIDFD:
+        if refused.errno not in _shim.NO_SUCH_IOCTL:
             raise
     try:
         have = set(_procfs.names("thread-self/ns")) if rows else ()

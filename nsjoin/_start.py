@@ -220,7 +220,7 @@ def _chosen(namespaces: Sequence[Namespace], wanted: tuple[NsType, ...] | None) 
 def _prepared(job: Startable, process: Target | None, rows: tuple[NsType, ...]) -> Iterator[None]:
     """``job`` with what it has to know of ``process``: who the program runs as, and the root to be changed to.
 
-    To be asked for before the last look at the user namespace of ``process``, which makes its own of both.
+    Both are the target's to change once it is in another user namespace: enter this before the last look at that.
     """
     asked = job.ids
     root = -1

@@ -9,7 +9,7 @@ import threading
 import pytest
 from changed import CAP_SYS_ADMIN, drop_capability, in_child, in_thread
 from child import become_ordinary_user
-from conftest import requires_namespaces_of_pidfds, requires_root
+from conftest import HAS_NAMESPACES_OF_PIDFDS, requires_namespaces_of_pidfds, requires_root
 
 import nsjoin
 
@@ -104,9 +104,11 @@ def test_beside_threads_a_user_namespace_is_refused_with_the_reason():
 def test_a_second_pid_namespace_is_refused_with_the_reason():
     def move() -> None:
         nsjoin.unshare("pid")
+        first = children("pid") if HAS_NAMESPACES_OF_PIDFDS else None
         with pytest.raises(nsjoin.NamespaceError, match="born in another PID namespace already") as caught:
             nsjoin.unshare("pid")
         assert caught.value.errno == errno.EINVAL
+        assert first is None or children("pid") == first
 
     in_child(move)
 
