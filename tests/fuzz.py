@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 #: where the caller's files are, so that a case can name them; the odd ones are inheritable
 FILES = range(50, 54)
 SAVED = 100
+#: hypothesis remembers each case of a run, so that none comes twice: a long run is made of several
+CASES_PER_SEED = 10_000
 
 
 class Case(NamedTuple):
@@ -255,16 +257,19 @@ def run(workshop: Workshop, cases: int, number: int) -> Counter[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 20), help="of the first CASES_PER_SEED cases")
     given = parser.parse_args()
     print(f"{given.cases} cases, --seed {given.seed}", flush=True)
     workshop = Workshop()
     start = time.monotonic()
+    counts: Counter[str] = Counter()
     try:
-        counts = run(workshop, given.cases, given.seed)
+        for number, done in enumerate(range(0, given.cases, CASES_PER_SEED), given.seed):
+            counts += run(workshop, min(CASES_PER_SEED, given.cases - done), number)
+            agree = f"{sum(counts.values())} cases agree: {dict(counts)}"
+            print(f"{agree}; {time.monotonic() - start:.0f} s, --seed {number}", flush=True)
     finally:
         workshop.close()
-    print(f"{sum(counts.values())} cases agree: {dict(counts)}; {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":
