@@ -185,8 +185,11 @@ class Filter:
         code = b"".join(struct.pack("HBBI", *line) for line in [*self.lines, (_RETURN, 0, 0, _ALLOW)])
         buffer = ctypes.create_string_buffer(code, len(code))
         program = struct.pack("HP", len(code) // 8, ctypes.addressof(buffer))
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
-        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
+        try:
+            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
+        except PermissionError:  # only who has CAP_SYS_ADMIN may without; and what inherits it is no older kernel's
+            prctl(PR_SET_NO_NEW_PRIVS, 1)
+            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
 
 
 def become_old_kernel(*, pidfds: bool) -> None:

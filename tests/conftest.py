@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -112,6 +113,20 @@ def _lists_mount_namespaces() -> bool:
             return refused.errno != errno.ENOTTY
     return True
 
+
+def _seals_the_mode() -> bool:
+    fd = _shim.memfd_create(b"probe", 2)  # MFD_ALLOW_SEALING
+    try:
+        fcntl.fcntl(fd, 1033, 32)  # F_ADD_SEALS, F_SEAL_EXEC
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+#: F_SEAL_EXEC, Linux 6.3
+SEALS_THE_MODE = _seals_the_mode()
 
 requires_list_of_mount_namespaces = pytest.mark.skipif(
     not _lists_mount_namespaces(), reason="this kernel has no list of mount namespaces (NS_MNT_GET_NEXT, Linux 6.12)"

@@ -677,7 +677,9 @@ def test_a_lost_exit_status_is_said(run: Run, target: Running) -> None:
 
 @pytest.fixture
 def room_for_descriptors() -> Iterator[None]:
-    """200 programs at a time hold some 1,500 descriptors; an ordinary user's soft limit is 1,024."""
+    """200 programs at a time hold some 1,500 descriptors; before Linux 6.11 up to 4,500, as each start has its target's
+    namespaces open. An ordinary user's soft limit is 1,024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     yield

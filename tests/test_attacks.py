@@ -29,7 +29,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from changed import NOBODY, PR_SET_DUMPABLE
 from child import children, held_program, in_child
-from conftest import HAS_NAMESPACES_OF_PIDFDS, requires_namespaces_of_pidfds, requires_program, requires_root
+from conftest import (
+    HAS_NAMESPACES_OF_PIDFDS,
+    SEALS_THE_MODE,
+    requires_namespaces_of_pidfds,
+    requires_program,
+    requires_root,
+)
 
 import nsjoin
 from nsjoin import _build_setns, _launch, _procfs, _start
@@ -531,7 +537,7 @@ def test_a_script_for_proc_self_exe_reaches_only_the_sealed_joiner(self_script):
     try:
         process.communicate()
         acts = [overwrite, lambda fd: os.truncate(f"/proc/self/fd/{fd}", 0)]
-        if os.path.exists("/proc/sys/vm/memfd_noexec"):  # Linux 6.3, and with it the seal of the mode
+        if SEALS_THE_MODE:
             acts.append(lambda fd: os.chmod(f"/proc/self/fd/{fd}", 0))
         for act in acts:
             with pytest.raises(PermissionError):

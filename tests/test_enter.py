@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -871,9 +872,13 @@ def test_64_threads_each_in_another_net_namespace_a_thousand_times():
 # --- the descriptors that it keeps ------------------------------------------------------------------------------------
 
 
+#: the last number that a descriptor may have
+LAST = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 4096) - 1
+
+
 def close_all_and_reuse():
     """As a daemon does; then every number up to 255 is /dev/null."""
-    os.closerange(3, 4096)
+    os.closerange(3, LAST)
     while os.open("/dev/null", os.O_RDONLY) < 255:
         pass
     return [os.fstat(fd)[:3] for fd in range(3, 256)]
@@ -886,7 +891,7 @@ def test_a_program_that_closes_all_descriptors_does_no_harm_and_gets_none(target
         before = links("thread-self")
         with enter(target.pid, "net"):
             pass
-        report = os.dup2(writer, 5000)
+        report = os.dup2(writer, LAST)
         reused = close_all_and_reuse()
         for _ in range(2):
             with enter(target.pid, "net", "mnt", "uts"):

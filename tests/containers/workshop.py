@@ -115,6 +115,15 @@ class Workshop:
             return ["sh", "-c", _INTO_CGROUPS, "sh", *map(str, self.cgroups), "--", *arguments]
         return arguments
 
+    def delegate_nothing(self) -> None:
+        """Take back the controllers which a runtime has given to cgroups in ours; as long as they are, version 2 lets
+        no process into ours itself (cgroups(7), "no internal processes").
+        """
+        for cgroup in self.cgroups:
+            given = cgroup / "cgroup.subtree_control"
+            if given.exists():
+                given.write_text(" ".join(f"-{controller}" for controller in given.read_text().split()))
+
     def remove(self) -> None:
         """Remove the folder and the cgroups; AssertionError, naming them, if a process, mount or cgroup is left."""
         left = leftovers(self.name) + remove_cgroups(self.name)
