@@ -52,7 +52,19 @@ def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
     if not other:
         return []
     mounts = _mounts()
-    return [_open(*_find(mounts, controllers, path, process), stack) for controllers, path in other.items()]
+    return [
+        _open(*_find(mounts, controllers, path, process), stack)
+        for controllers, path in other.items()
+        if not _is_only_theirs(controllers, mounts)
+    ]
+
+
+def _is_only_theirs(controllers: frozenset[str], mounts: list[_Mount]) -> bool:
+    """Whether this is a hierarchy of version 1 that has a name but no controller, so that it limits nothing, and that
+    is mounted nowhere here: systemd-nspawn makes name=systemd for a container where the host has version 2 only.
+    """
+    is_bare = bool(controllers) and all(controller.startswith("name=") for controller in controllers)
+    return is_bare and not any(controllers <= mount.controllers for mount in mounts)
 
 
 def of_path(path: str, stack: ExitStack) -> list[Cgroup]:

@@ -144,7 +144,8 @@ class Popen(subprocess.Popen[AnyStr]):
     - ``env``, ``cwd``, ``user``, ``group``, ``extra_groups``: also as subprocess takes them. ``TARGET`` ids are the
       effective ones at exec; those of a user namespace are translated through its maps.
     - ``cgroup``: or its path as in /proc/PID/cgroup, in every hierarchy that has it (cgroups(7)); of version 2 the
-      program is born in it where pid is joined too (Linux 5.7).
+      program is born in it where pid is joined too (Linux 5.7). A target's hierarchy of version 1 that has only a name
+      is left out where it is not mounted here.
     - ``capabilities``: or names such as ``{"net_admin"}``: these in every set and no others, so that they outlast exec
       without root too. Bounding, permitted, effective, inheritable and ambient sets; root gets the bounding set at exec
       (capabilities(7)). Those of a target count in its user namespace, which has to be joined then.

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -727,6 +728,46 @@ def test_as_the_target_and_what_is_removed_is_told(start, cgroup):
     target.end()
     with pytest.raises(nsjoin.JoinError, match=r"cgroup of /no/such: .*no mounted cgroup hierarchy has it"):
         nsjoin.Popen(["true"], target=os.getpid(), cgroup="/no/such")
+
+
+@pytest.fixture
+def bare_name(tmp_path) -> Iterator[str]:
+    """A name for a hierarchy of version 1 without controllers, and none of that name afterwards."""
+    name = f"nsjoin-{os.getpid()}"
+    yield name
+    # it goes with its last mount, but not if it has cgroups then; and what has been removed is there for a little while
+    for _ in range(100):
+        if f":name={name}:" not in Path("/proc/self/cgroup").read_text():
+            return
+        subprocess.run(["mount", "-t", "cgroup", "-o", f"none,name={name}", "none", tmp_path], check=True)
+        for cgroup in [path for path in tmp_path.iterdir() if path.is_dir()]:
+            cgroup.rmdir()
+        time.sleep(0.05)
+        subprocess.run(["umount", tmp_path], check=True)
+        time.sleep(0.05)
+    pytest.fail(f"the hierarchy {name} stays")
+
+
+@requires_root
+@pytest.mark.parametrize("is_mounted_here", [False, True])
+def test_a_hierarchy_that_limits_nothing_is_left_out_where_it_is_mounted_only_inside(bare_name, start, is_mounted_here):
+    """As systemd-nspawn has one."""
+    mount = f"mount -t cgroup -o none,name={bare_name} none /mnt"
+    move = "mkdir /mnt/sub && echo $$ >/mnt/sub/cgroup.procs"
+    target = start("mnt", "pid", program=f"{mount} && {move} && echo moved && exec sleep inf")
+    assert target.process.stdout.readline() == "moved\n"
+
+    def test() -> None:
+        nsjoin.unshare("mnt")
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        if is_mounted_here:
+            subprocess.run(mount, shell=True, check=True)
+        with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, cgroup=TARGET) as process:
+            cgroup = paths(Path(f"/proc/{process.pid}/cgroup").read_text())[f"name={bare_name}"]
+            process.stdin.close()
+        assert cgroup == ("/sub" if is_mounted_here else "/")
+
+    in_child(test)
 
 
 def version_2() -> str | None:

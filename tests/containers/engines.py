@@ -263,7 +263,6 @@ def lxc(shop: Workshop, case: str) -> Iterator[Container]:
     with contextlib.ExitStack() as later:
         later.callback(shutil.rmtree, folder)
         later.callback(remove_lxc_lock, folder)
-        later.callback(shop.delegate_nothing)
         later.callback(subprocess.run, ["lxc-stop", *of_it, "--kill"], env=env, stderr=subprocess.DEVNULL, check=False)
         try:
             shop.run(
@@ -271,9 +270,7 @@ def lxc(shop: Workshop, case: str) -> Iterator[Container]:
             )
         except CannotStartError as error:
             raise CannotStartError(log.read_text().partition("\n")[0] or str(error)) from None
-        # not by shop.run: version 2 lets nobody into our cgroup any more, as lxc has delegated controllers in it
-        ask = ["lxc-info", *of_it, "--pid", "--no-humanize"]
-        pid = int(subprocess.run(ask, env=env, stdout=subprocess.PIPE, check=True).stdout)
+        pid = int(shop.run(["lxc-info", *of_it, "--pid", "--no-humanize"], env=env))
         # without --clear-env it hands the caller's whole environment to the container
         yield Container("lxc", case, pid, ("lxc-attach", *of_it, "--clear-env", "--"), env)
 

@@ -109,20 +109,16 @@ class Workshop:
         return said
 
     def inside_cgroups(self, command: Sequence[str | os.PathLike[str]]) -> list[str]:
-        """Return a command that goes into our cgroups and then becomes ``command``."""
-        arguments = [os.fspath(argument) for argument in command]
-        if self.cgroups:
-            return ["sh", "-c", _INTO_CGROUPS, "sh", *map(str, self.cgroups), "--", *arguments]
-        return arguments
+        """Return a command that goes into a cgroup in each of ours and then becomes ``command``.
 
-    def delegate_nothing(self) -> None:
-        """Take back the controllers which a runtime has given to cgroups in ours; as long as they are, version 2 lets
-        no process into ours itself (cgroups(7), "no internal processes").
+        Not into ours themselves: a cgroup of version 2 that delegates controllers to those in it has no processes of
+        its own (cgroups(7), "no internal processes"); where it has, runc makes the container's cgroup a threaded one.
         """
-        for cgroup in self.cgroups:
-            given = cgroup / "cgroup.subtree_control"
-            if given.exists():
-                given.write_text(" ".join(f"-{controller}" for controller in given.read_text().split()))
+        leaves = [cgroup / f"start-{next(self._places)}" for cgroup in self.cgroups]
+        for leaf in leaves:
+            make_cgroup(leaf)
+        arguments = [os.fspath(argument) for argument in command]
+        return ["sh", "-c", _INTO_CGROUPS, "sh", *map(str, leaves), "--", *arguments] if leaves else arguments
 
     def remove(self) -> None:
         """Remove the folder and the cgroups; AssertionError, naming them, if a process, mount or cgroup is left."""
