@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -36,8 +37,14 @@ def wait_until_ended(pid: int) -> None:
 
 def _wait_for_sigio(seconds: int) -> bool:
     """Take SIGIO, which is blocked; sigtimedwait(2) by libc, since PyPy's signal has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
     mask = (ctypes.c_ulong * 16)(1 << (signal.SIGIO - 1))
-    return bool(ctypes.CDLL(None).sigtimedwait(mask, None, (ctypes.c_long * 2)(seconds, 0)) == signal.SIGIO)
+    for _ in range(100):
+        if libc.sigtimedwait(mask, None, (ctypes.c_long * 2)(seconds, 0)) == signal.SIGIO:
+            return True
+        if ctypes.get_errno() != errno.EINTR:  # a handler has run, as for SIGCHLD
+            return False
+    return False
 
 
 def become_ordinary_user() -> None:
