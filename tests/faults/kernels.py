@@ -1,4 +1,5 @@
-"""Kernels that lack something, or forbid it: seccomp filters that answer for them. As a program: the table.
+"""Kernels that lack something, or forbid it: seccomp filters that answer for them. As a program: the table, or with
+``--like 5.4 COMMAND...`` that command without what Linux 5.4 lacks.
 
 Rows are features, each alone and all together, absent (ENOSYS; ENOTTY and EINVAL for what is not a call of its own)
 and forbidden (EPERM, as container engines and hardened services do). A cell says what became of the operation of
@@ -7,6 +8,7 @@ and forbidden (EPERM, as container engines and hardened services do). A cell say
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import platform
@@ -165,6 +167,18 @@ def rows() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--like", metavar="RELEASE", help="run the command without what this release lacks")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    if options.like is None:
+        make_table()
+    else:
+        refuse(lacking(options.like), forbidden=False)
+        os.execvp(options.command[0], options.command)
+
+
+def make_table() -> None:
     from harness import Stage
     from stage import OPERATIONS
 
