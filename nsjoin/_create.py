@@ -208,7 +208,7 @@ class _Holder:
     __slots__ = ("__weakref__", "_hold", "_owner", "_user", "pid")
 
     def __init__(self, wanted: _Wanted, user: Namespace | None) -> None:
-        hold = (wanted.row.flag, wanted.propagation, user.fileno() if user else -1, wanted.keep, -1, 0, 0)
+        hold = (wanted.row.flag, wanted.propagation, user.fileno() if user else -1, wanted.keep, -1, -1, 0, 0)
         self._hold: CData = ffi.new("struct nsjoin_hold *", hold)
         self._user = user
         self._owner = os.getpid()
@@ -252,10 +252,12 @@ class _Holder:
         self._kill()
 
     def untie(self) -> None:
-        """Close our end of the pipe."""
-        tie, self._hold.tie = self._hold.tie, -1
-        if tie >= 0:
-            os.close(tie)
+        """Close our end of the pipe; and, in the child of a fork while it started, of the other one."""
+        ends = self._hold.tie, self._hold.barrier
+        self._hold.tie = self._hold.barrier = -1
+        for fd in ends:
+            if fd >= 0:
+                os.close(fd)
 
     def _kill(self) -> None:
         if self._owner == os.getpid():

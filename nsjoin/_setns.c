@@ -836,8 +836,8 @@ int nsjoin_receive(struct nsjoin_call *call, char *text)
 }
 
 struct holding {
-    struct nsjoin_hold *hold;
-    int32_t tie[2]; /* a pipe */
+    struct nsjoin_hold *hold;    /* with the write ends of two pipes */
+    int32_t tie, barrier;        /* and their read ends */
     struct { int32_t step, error, pid; } *report; /* shared also where the memory is not */
     int image;
     const char *offsets;
@@ -848,20 +848,23 @@ struct holding {
 static int leave_everything(const struct holding *holding)
 {
     static const unsigned long ignore[5] = {1}; /* SIG_IGN; no flags, no restorer, empty mask */
-    if (syscall(SYS_dup3, holding->tie[0], 0, 0) < 0 || syscall(SYS_dup3, holding->image, 2, O_CLOEXEC) < 0)
+    const struct nsjoin_hold *hold = holding->hold;
+    if (syscall(SYS_dup3, holding->tie, 0, 0) < 0 || syscall(SYS_dup3, holding->image, 2, O_CLOEXEC) < 0)
         return -errno;
-    if (!holding->hold->stays)
+    if (!hold->stays)
         syscall(SYS_close, 1);
-    else if (syscall(SYS_dup3, holding->tie[1], 1, 0) < 0)
+    else if (syscall(SYS_dup3, hold->tie, 1, 0) < 0)
         return -errno;
-    if (syscall(SYS_close_range, 3, ~0u, 0) != 0) { /* Linux 5.9 */
+    if (hold->barrier != 3 && syscall(SYS_dup3, hold->barrier, 3, O_CLOEXEC) < 0)
+        return -errno;
+    if (syscall(SYS_close_range, 4, ~0u, 0) != 0) { /* Linux 5.9 */
         struct { uint64_t soft, hard; } limit = {0, 0};
         syscall(SYS_prlimit64, 0, K_RLIMIT_NOFILE, NULL, &limit);
-        for (unsigned int fd = 3; fd < limit.soft; fd++)
+        for (unsigned int fd = 4; fd < limit.soft; fd++)
             syscall(SYS_close, fd);
     }
-    /* 3, for where execveat is refused; nothing if there is no /proc here */
-    syscall(SYS_dup3, syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC), 3, O_CLOEXEC);
+    /* 4, for where execveat is refused; nothing if there is no /proc here */
+    syscall(SYS_dup3, syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC), 4, O_CLOEXEC);
     syscall(SYS_setsid);
     /* SIG_IGN outlives execve, and means that the kernel reaps the orphans that an init gets */
     syscall(SYS_rt_sigaction, SIGCHLD, ignore, NULL, K_SIGSET_SIZE);
@@ -948,7 +951,7 @@ __attribute__((no_sanitize_address)) static int become_holder(void *argument)
     if (error == 0) {
         holding->report->step = NSJOIN_HOLD_EXEC;
         error = result(syscall(SYS_execveat, 2, "", argv, no_environment, K_AT_EMPTY_PATH));
-        if ((error == -ENOSYS || error == -EPERM) && syscall(SYS_fchdir, 3) == 0) /* a seccomp filter */
+        if ((error == -ENOSYS || error == -EPERM) && syscall(SYS_fchdir, 4) == 0) /* a seccomp filter */
             error = result(syscall(SYS_execve, "2", argv, no_environment));
     }
     holding->report->error = error;
@@ -1006,12 +1009,32 @@ static int start_any(struct holding *holding)
     return start_holder(holding, holding->hold->nstypes & CLONE_NEWPID ? CLONE_NEWNS : 0); /* for leave_root */
 }
 
+/* Not while another thread forks: its child would close a number that is no copy of ours. */
+static void close_writer(int32_t *fd)
+{
+    pthread_mutex_lock(&coming_and_going);
+    close_one(fd);
+    pthread_mutex_unlock(&coming_and_going);
+}
+
+/* CLONE_VFORK lets us go on in the middle of execve, when the child has not yet its own memory: who may look into it, and
+ * so at its namespaces, is then still judged as for ours. It has when its descriptors are closed. A fork in C in another
+ * thread may have a copy of this one: then we do not wait for ever. */
+static void wait_for_exec(struct holding *holding)
+{
+    struct pollfd news = {holding->barrier, POLLIN, 0};
+    close_writer(&holding->hold->barrier);
+    poll(&news, 1, 1000);
+}
+
 static int hold_in_report(struct holding *holding)
 {
     uint64_t mask;
     int error = nsjoin_block_signals(&mask);
     if (error == 0) {
         error = start_any(holding);
+        if (error == 0)
+            wait_for_exec(holding);
         nsjoin_restore_signals(&mask);
     }
     holding->hold->step = holding->report->step;
@@ -1019,22 +1042,43 @@ static int hold_in_report(struct holding *holding)
     return error < 0 ? error : holding->report->error;
 }
 
+static int open_pipe(int32_t *reader, int32_t *writer)
+{
+    int32_t ends[2];
+    int error = result(pipe2(ends, O_CLOEXEC));
+    if (error < 0)
+        return error;
+    *reader = lifted(ends[0]);
+    *writer = lifted(ends[1]);
+    return *reader < 0 ? *reader : *writer < 0 ? *writer : 0;
+}
+
+/* A fork in another thread closes its copies of the write ends, which it finds in *hold. */
+static int open_pipes(struct holding *holding)
+{
+    pthread_once(&once, set_up);
+    pthread_mutex_lock(&coming_and_going);
+    int error = open_pipe(&holding->tie, &holding->hold->tie);
+    if (error == 0)
+        error = open_pipe(&holding->barrier, &holding->hold->barrier);
+    pthread_mutex_unlock(&coming_and_going);
+    return error;
+}
+
 int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_offsets)
 {
-    struct holding holding = {hold, {-1, -1}, NULL, image, offsets, n_offsets};
-    int error = result(pipe2(holding.tie, O_CLOEXEC));
-    for (int i = 0; error == 0 && i < 2; i++)
-        if ((holding.tie[i] = lifted(holding.tie[i])) < 0)
-            error = holding.tie[i];
+    struct holding holding = {hold, -1, -1, NULL, image, offsets, n_offsets};
+    int error = open_pipes(&holding);
     if (error == 0) {
         holding.report = mmap(NULL, sizeof *holding.report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         error = holding.report == MAP_FAILED ? -errno : hold_in_report(&holding);
         if (holding.report != MAP_FAILED)
             munmap(holding.report, sizeof *holding.report);
     }
-    close_one(&holding.tie[0]);
+    close_writer(&hold->barrier);
+    close_one(&holding.barrier);
+    close_one(&holding.tie);
     if (hold->stays || error < 0)
-        close_one(&holding.tie[1]);
-    hold->tie = holding.tie[1];
+        close_writer(&hold->tie);
     return error;
 }

@@ -246,6 +246,7 @@ struct nsjoin_hold {
     int32_t user;               /* a user namespace to be born in, as the init of a PID namespace; -1: ours */
     int32_t stays;              /* it has the other end itself */
     int32_t tie;                /* ours to close, -1: none */
+    int32_t barrier;            /* while it starts, else -1 */
     int32_t pid;                /* of the holder, our child, once it has been started */
     int32_t step;               /* enum nsjoin_hold_step */
 };

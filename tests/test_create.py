@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import subprocess
+import sys
 from typing import Any
 
 import pytest
 from changed import NR, SYS_MOUNT, Filter, memfds_do_not_run
 from child import become_ordinary_user, in_child
-from conftest import requires_namespaces_of_pidfds, requires_root
+from conftest import requires_namespaces_of_pidfds, requires_program, requires_root
 from faults.kernels import FEATURES, refuse
 
 import nsjoin
@@ -230,6 +232,19 @@ def test_in_a_chroot_its_root_is_empty_too(tmp_path):
         os.chdir("/")
 
     in_child(with_an_empty_root, change_root)
+
+
+@requires_root
+@requires_program("strace")
+def test_it_is_ours_only_once_its_holder_has_memory_of_its_own(tmp_path):
+    """CLONE_VFORK ends in the midst of execve, when who may look at the holder's namespaces is still judged by ours.
+    In the child of call_in, which nobody may look into, an ordinary user was told EACCES now and then.
+    """
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", "import nsjoin; nsjoin.create('uts').close()"]
+    subprocess.run(["strace", "-f", "-o", log, "-e", "trace=poll,execveat", *command], check=True)
+    # the kernel closes what is close-on-exec when the new memory is there
+    assert re.search(r"execveat\(2, .*revents=POLLHUP", log.read_text(), re.DOTALL)
 
 
 def with_an_empty_root() -> None:

@@ -287,7 +287,7 @@ static void call_refused(void)
 
 static struct nsjoin_hold hold(uint32_t nstypes)
 {
-    struct nsjoin_hold hold = {.nstypes = nstypes, .user = -1, .tie = -1};
+    struct nsjoin_hold hold = {.nstypes = nstypes, .user = -1, .tie = -1, .barrier = -1};
     int error = nsjoin_hold(&hold, image, NULL, 0);
     if (error < 0)
         fprintf(stderr, "hold: step %d, error %d\n", hold.step, -error);
