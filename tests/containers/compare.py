@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import nsjoin
 
 from . import fields
+from .workshop import hierarchies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,15 @@ def by_nsjoin(box: Container, argv: Sequence[str], **keywords: Any) -> subproces
 
 def fields_of(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
     assert result.returncode == 0, (result.stdout, result.stderr)
-    return fields.parse(result.stdout)
+    found = fields.parse(result.stdout)
+    found["cgroup"] = "\n".join(line for line in found["cgroup"].splitlines() if not is_only_inside(line))
+    return found
+
+
+def is_only_inside(line: str) -> bool:
+    """A hierarchy without controllers that is mounted in the container, but not here: nsjoin leaves it out."""
+    name = line.split(":")[1]
+    return name.startswith("name=") and not any(name in controllers for _, _, controllers in hierarchies())
 
 
 def fields_of_target(box: Container) -> dict[str, str]:
