@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
-from . import _shim
+from . import _procfs, _shim
 from ._nstype import BY_NAME
 from ._pack import pack
 from ._process import own_namespace, own_pid_namespace_is_left
@@ -390,6 +390,7 @@ _in_flight: WeakValueDictionary[int, CData] = WeakValueDictionary()
 _unreaped: set[int] = set()
 
 _REAP_SECONDS = 0.5
+_LONGEST_REAP = 30.0  # of one that gets no processor
 _LONGEST_POLL = 86400.0  # poll(2) takes milliseconds in an int: 24.8 days
 
 
@@ -633,8 +634,10 @@ def _reap(pid: int, seconds: float | None = None) -> bool:
             try:
                 poll = select.poll()
                 poll.register(pidfd, select.POLLIN)
-                if not poll.poll(seconds * 1000):
-                    return False
+                last = time.monotonic() + _LONGEST_REAP
+                while not poll.poll(seconds * 1000):
+                    if not _is_runnable(pid) or time.monotonic() > last:
+                        return False
             finally:
                 os.close(pidfd)
     try:
@@ -642,6 +645,15 @@ def _reap(pid: int, seconds: float | None = None) -> bool:
     except ChildProcessError:
         pass  # reaped by the kernel (SIGCHLD ignored) or by a waitpid(-1) elsewhere: gone is gone
     return True
+
+
+def _is_runnable(pid: int) -> bool:
+    """Whether it only waits for a processor: what has been killed ends then, if late. What sleeps may never do."""
+    try:
+        stat = _procfs.read(f"{pid}/stat")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "R"
 
 
 def _reap_late() -> None:

@@ -200,6 +200,18 @@ def test_a_launch_that_nobody_waits_for_is_ended(tmp_path):
         gc.collect()
 
 
+@pytest.mark.parametrize(("program", "is_gone"), [("while :; do :; done", True), ("exec sleep inf", False)])
+def test_what_only_waits_for_a_processor_is_waited_for(program, is_gone):
+    """On a machine with much to do; what sleeps may hang in the kernel for ever, and is left to a later launch."""
+    with subprocess.Popen(["sh", "-c", program]) as process:
+        killer = threading.Timer(1, process.kill)
+        killer.start()
+        try:
+            assert _launch._reap(process.pid, 0.05) is is_gone
+        finally:
+            killer.join()
+
+
 # --- the image -----------------------------------------------------------------------------------------------
 
 
