@@ -338,7 +338,10 @@ def running_target(*, into_user: bool = False) -> Iterator[int]:
         assert process.stdout.readline() == "ready\n", "no target"
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
             pid = int(children.read())
-        yield pid
+        try:
+            yield pid
+        finally:
+            process.kill()  # the end of its stdin is not enough: a descriptor that was left may hold it open
 
 
 def target_for(operation: str) -> contextlib.AbstractContextManager[int]:
