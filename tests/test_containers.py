@@ -175,8 +175,8 @@ OTHER_CASE = {"cwd": "in a folder", "capabilities": "two capabilities"}
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_each_property_of_the_target_alone_is_as_runc_exec_makes_it(shop, keyword):
     with running(shop, "runc", OTHER_CASE.get(keyword, "as user 1000")) as box:
-        plain = parse(output(box, *reader()))
-        alone = parse(output(box, *reader(), **{keyword: nsjoin.TARGET}))
+        plain = compare.fields_of(compare.by_nsjoin(box, reader()))
+        alone = compare.fields_of(compare.by_nsjoin(box, reader(), **{keyword: nsjoin.TARGET}))
         theirs = compare.fields_of(compare.by_engine(box, reader()))
     changed = {name for name in plain if plain[name] != alone[name]}
     assert set(KEYWORDS[keyword]) & changed, changed
