@@ -109,7 +109,11 @@ class Storm:
 
 
 def reap_lost() -> None:
-    """Wait for the programs whose Popen nobody has got: their stdin is closed, so they end."""
+    """End the programs whose Popen nobody has got, but subprocess has. Their stdin is closed, so they end by themselves,
+    unless the descriptor of its other end is among those that are left.
+    """
+    for popen in list(subprocess._active):
+        popen.kill()
     deadline = time.monotonic() + 20
     while subprocess._active and time.monotonic() < deadline:
         time.sleep(0.001)
