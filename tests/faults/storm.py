@@ -109,7 +109,7 @@ class Storm:
 
 
 def reap_lost() -> None:
-    """End the programs whose Popen nobody has got, but subprocess has. Their stdin is closed, so they end by themselves,
+    """End the programs whose Popen nobody has got, but subprocess has. They end by themselves, their stdin is closed,
     unless the descriptor of its other end is among those that are left.
     """
     for popen in list(subprocess._active):
