@@ -112,7 +112,7 @@ def oci_config(shop: Workshop, tool: str, bundle: Path, like: Like) -> None:
     namespaces: list[dict[str, str]] = config["linux"]["namespaces"]
     if like.host_pid:
         namespaces.remove({"type": "pid"})
-    if like.cgroup_namespace:
+    if like.cgroup_namespace and {"type": "cgroup"} not in namespaces:  # the example has it where version 2 is mounted
         namespaces.append({"type": "cgroup"})
     (bundle / "config.json").write_text(json.dumps(config))
 
