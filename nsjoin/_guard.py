@@ -100,13 +100,14 @@ def _has_gone_away() -> bool:
 
 
 def _own_mount() -> tuple[int, int]:
-    """The inode of this thread's mount namespace and what tells it from all others; 0 where the kernel does not say.
+    """The inode of this thread's mount namespace and what tells it from all others; 0 where nobody says it.
 
     An inode is given out again as soon as its namespace has gone; NS_GET_ID (Linux 6.18) is not.
     """
     fd = lib.nsjoin_own(BY_NAME["mnt"].get)
-    if fd < 0:  # before Linux 6.11, and /proc may be anybody's here
-        return 0, 0
+    if fd < 0:  # before Linux 6.11; and the /proc that is here may be anybody's
+        inode = _procfs.kept_inode("thread-self/ns/mnt")
+        return inode, inode
     try:
         inode = os.fstat(fd).st_ino
         return inode, _shim.namespace_unique_id(fd) or inode
@@ -121,7 +122,7 @@ def enter_thread(*, allow_imports: bool, left: int = 0) -> Any:
     if inode and inode == left:  # it was there already, at home or not
         return before
     _thread.allowed = allow_imports
-    if inode and not allow_imports:  # 0: the kernel does not tell, and every thread would be taken for one inside
+    if inode and not allow_imports:  # 0: nobody tells, and every thread would be taken for one inside
         _foreign.add(identity)
     return before
 

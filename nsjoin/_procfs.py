@@ -103,3 +103,11 @@ def inode(path: str) -> int:
     """The inode number of what a link of our own /proc leads to."""
     name, directory = place(path)
     return os.stat(name, dir_fd=directory).st_ino
+
+
+def kept_inode(path: str) -> int:
+    """The same, of the /proc that was kept, wherever this thread is; 0 where none is open."""
+    try:
+        return os.stat(path, dir_fd=_kept).st_ino if _is_ours() else 0
+    except OSError:
+        return 0
