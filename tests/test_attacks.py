@@ -27,14 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attempts import JOINS_BY_PIDFD, requires_one_attempt
 from changed import NOBODY, PR_SET_DUMPABLE
 from child import children, held_program, in_child
 from conftest import (
     HAS_NAMESPACES_OF_PIDFDS,
-    JOINS_BY_PIDFD,
     SEALS_THE_MODE,
     requires_namespaces_of_pidfds,
-    requires_one_attempt,
     requires_program,
     requires_root,
 )

@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import IS_ROOT, JOINS_BY_PIDFD
+from attempts import JOINS_BY_PIDFD
+from conftest import IS_ROOT
 from containers import compare, workshop
 from containers.engines import CASES, ENGINES, OOM_SCORE_ADJ, PROGRAM, VALUE, VARIABLE
 from containers.fields import COLUMNS, parse, reader
