@@ -112,7 +112,8 @@ def _is_own_only(kind: Kind, wanted: Sequence[tuple[int, ...]]) -> bool:
     return len(wanted) == 1 and tuple(wanted[0][1:]) == (kind.own(), 1)
 
 
-#: How long an execve may take between letting its vfork go on and making the process dumpable: it is not interrupted.
+#: How long an execve may take between closing descriptors, for which nsjoin_hold waits, and making the process
+#: dumpable: it is not interrupted.
 _EXEC_SECONDS = 1
 
 

@@ -508,12 +508,20 @@ static int open_plan(void)
     return lifted(fd);
 }
 
+static int open_pipe(int32_t *reader, int32_t *writer)
+{
+    int32_t ends[2];
+    int error = result(pipe2(ends, O_CLOEXEC));
+    if (error < 0)
+        return error;
+    *reader = lifted(ends[0]);
+    *writer = lifted(ends[1]);
+    return *reader < 0 ? *reader : *writer < 0 ? *writer : 0;
+}
+
 static int open_work(struct nsjoin_work *work)
 {
-    int error = result(pipe2(work->barrier, O_CLOEXEC));
-    for (int i = 0; error == 0 && i < 2; i++)
-        if ((work->barrier[i] = lifted(work->barrier[i])) < 0)
-            error = work->barrier[i];
+    int error = open_pipe(&work->barrier[0], &work->barrier[1]);
     if (error == 0 && (work->plan = open_plan()) < 0)
         error = work->plan;
     return error;
@@ -1040,17 +1048,6 @@ static int hold_in_report(struct holding *holding)
     holding->hold->step = holding->report->step;
     holding->hold->pid = holding->report->pid;
     return error < 0 ? error : holding->report->error;
-}
-
-static int open_pipe(int32_t *reader, int32_t *writer)
-{
-    int32_t ends[2];
-    int error = result(pipe2(ends, O_CLOEXEC));
-    if (error < 0)
-        return error;
-    *reader = lifted(ends[0]);
-    *writer = lifted(ends[1]);
-    return *reader < 0 ? *reader : *writer < 0 ? *writer : 0;
 }
 
 /* A fork in another thread closes its copies of the write ends, which it finds in *hold. */
