@@ -12,7 +12,7 @@ import traceback
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _guard, _shim, _transfer
+from . import _guard, _procfs, _shim, _transfer
 from ._launch import NO_ATTRIBUTES, At, Expired, Failed, Ids, end, wait
 from ._nstype import BY_NAME
 from ._nstype import select as select_types
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _FAILED, _RESULT, _EXCEPTION, _EXIT, _NO_RESULT = range(5)
 
 _PID, _MNT = BY_NAME["pid"], BY_NAME["mnt"].flag
+
+#: proc(5), /proc/PID/stat: field 48, arg_start, counted from that after the name in parentheses
+_ARG_START = 48 - 3
 
 _UNCHANGED = Ids()
 _LOST = "the thread's children are still born in the target, and it should run nothing more than its end"
@@ -119,6 +122,7 @@ class _Call:
         self._child = _Child(func, args, allow_imports)
         self._forked: list[int] = []
         self._work: Any = None
+        self._argv_kept: Any = None  # memory that the work points to
         self._text: Any = None
         self._status = 0
 
@@ -151,6 +155,8 @@ class _Call:
             _fill_ids(work, self.ids)
         if self.fork:
             work.flags |= lib.NSJOIN_FORK
+        work.argv, work.n_argv = own_arguments()
+        work.argv_kept = self._argv_kept = ffi.new("char[]", work.n_argv)
         _shim.check(lib.nsjoin_open_call(work))
         if self.fork and work.home < 0:  # before Linux 6.11
             work.home = own_namespace(_PID)
@@ -185,6 +191,8 @@ class _Call:
             status = 0  # it is lost; the message is what counts
         self._forked.clear()
         self._status = os.waitstatus_to_exitcode(status)
+        if self._status < 0:
+            self._end_what_is_left_behind()
 
     def result(self) -> Any:
         """What the function has returned or raised."""
@@ -212,10 +220,28 @@ class _Call:
                 if self.fork and not self._work.is_born_inside:
                     self._ask_to_end(child)
                 end(child)
+                self._end_what_is_left_behind()
         finally:
             self._forked.clear()
             if self._work is not None:
                 lib.nsjoin_close_call(self._work)
+
+    def _end_what_is_left_behind(self) -> None:
+        """End the child of the one in the middle, if that was killed and we are who gets its orphans.
+
+        That is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) or a PID 1. The target's PID namespace does not end before
+        the orphan is reaped.
+        """
+        work = self._work
+        if not self.fork or work.is_born_inside:
+            return
+        pid = lib.nsjoin_left_behind(work)
+        if pid == -errno.EAGAIN:  # it was killed before its child could say a word, or before it had one
+            poll = select.poll()
+            poll.register(work.control[0], select.POLLIN)
+            poll.poll(500)  # milliseconds; a hangup at once, unless a fork elsewhere has a copy of the other end
+            pid = lib.nsjoin_left_behind(work)
+        end(pid)  # that of somebody else's child is left alone
 
     def _ask_to_end(self, middle: int) -> None:
         try:
@@ -234,6 +260,17 @@ class _Call:
 def _forks() -> Iterator[int]:
     """Forks once."""
     return starmap(os.fork, ((),))
+
+
+def own_arguments() -> tuple[int, int]:
+    """Where the kernel finds what it shows as /proc/PID/cmdline: address and length; 0, 0 where nobody tells."""
+    try:
+        stat = _procfs.read("thread-self/stat")
+    except OSError:  # no /proc, as in some chroots
+        return 0, 0
+    fields = stat.rpartition(")")[2].split()
+    start, end_ = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
+    return start, max(end_ - start, 0)
 
 
 def _fill_ids(work: CData, ids: Ids) -> None:
@@ -264,6 +301,19 @@ def flush_standard_streams() -> None:
             continue
 
 
+def forget_handlers() -> None:
+    """In the child, while its signals are blocked: none of them runs code of the caller's, here or there.
+
+    Whoever is inside can send them. The wakeup descriptor is the caller's: what is written to it runs the handlers of
+    its event loop, in its process.
+    """
+    handled = lib.nsjoin_drop_handlers()
+    signal.set_wakeup_fd(-1)
+    for number in [bit + 1 for bit in range(64) if handled >> bit & 1]:
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)  # so that Python knows, and Python's of a fault too
+
+
 class _Child:
     """The forked child. Nothing of it returns into the caller's frames."""
 
@@ -276,6 +326,7 @@ class _Child:
     def run(self, work: CData) -> NoReturn:
         status = 255
         try:
+            forget_handlers()
             lib.nsjoin_go_inside(work)
             if self.is_guarded:
                 _guard.enter_process(allow_imports=self._allow_imports)
@@ -290,6 +341,7 @@ class _Child:
         """Fork once more, and pass on how that child ends."""
         try:
             middle_is_there, tie = os.pipe()
+            lib.nsjoin_tell_of_birth(work)
             child = os.fork()
         except OSError as refused:
             lib.nsjoin_give_up(work, At.CLONE, 0, refused.errno or 0)
@@ -299,13 +351,17 @@ class _Child:
             os._exit(self._call_it(work))
         os.close(work.channel[1])
         os.close(middle_is_there)
-        return _end_as(_wait_for(child, work.control[1]))
+        status = _wait_for(child, work.control[1])
+        lib.nsjoin_tell_of_end(work)
+        return _end_as(status)
 
     @staticmethod
     def _tie_to_the_middle(work: CData, middle_is_there: int) -> None:
         try:
             _shim.die_with_parent()
-            if select.select([middle_is_there], [], [], 0)[0]:
+            poll = select.poll()
+            poll.register(middle_is_there, select.POLLIN)
+            if poll.poll(0):
                 os._exit(255)  # the middle ended before that
         except OSError as refused:
             lib.nsjoin_give_up(work, At.SESSION, 0, refused.errno or 0)

@@ -22,6 +22,9 @@
 #include <unistd.h>
 #include "joiner_image.h" /* the joiner as bytes: static const unsigned char joiner_image[] */
 
+/* What is told through control: by the child of the process in the middle, and of it. */
+enum { NSJOIN_BORN = 'b', NSJOIN_REAPED = 'r' };
+
 /* By number, since libc may be older than the kernel, and musl has no wrappers for some; these are the same everywhere. */
 #ifndef SYS_pidfd_send_signal
 #define SYS_pidfd_send_signal 424
@@ -51,7 +54,7 @@ enum {
     K_CLONE_NEWTIME = 0x80, /* clone(2) has no bit for it: there it would be a part of the signal */
     K_OPEN_TREE_CLONE = 1, K_MOVE_MOUNT_F_EMPTY_PATH = 4, K_MOVE_MOUNT_T_EMPTY_PATH = 0x40, /* linux/mount.h */
     K_NS_GET_USERNS = 0xb701, /* linux/nsfs.h, which musl has not */
-    K_PR_SET_PDEATHSIG = 1, K_PR_SET_DUMPABLE = 4, K_WALL = 0x40000000,
+    K_PR_SET_PDEATHSIG = 1, K_PR_SET_DUMPABLE = 4, K_PR_SET_NAME = 15, K_PR_GET_NAME = 16, K_WALL = 0x40000000,
     K_CAP_SYS_PTRACE = 19, K_CAP_SYS_ADMIN = 21, K_CAPABILITY_VERSION_3 = 0x20080522, K_SIGSET_SIZE = 8, K_RLIMIT_NOFILE = 7
 };
 
@@ -201,22 +204,30 @@ static void close_own(void *unused)
  * are not, or no longer, what they stand for, and the child closes them (_launch.py). */
 static pthread_mutex_t coming_and_going = PTHREAD_MUTEX_INITIALIZER;
 
+static void cover_names(struct nsjoin_call *call);
+static void uncover_names(const struct nsjoin_call *call);
 static void go_where_the_child_is_born(struct nsjoin_call *call);
 static void come_back(struct nsjoin_call *call);
+static void tell(const struct nsjoin_call *call, char what);
 
 static _Thread_local struct nsjoin_call *forking; /* the call that this thread forks for */
+static struct nsjoin_call *bearing;               /* in the process in the middle: the call whose child it forks */
 
 static void before_fork(void)
 {
     pthread_mutex_lock(&coming_and_going);
-    if (forking)
+    if (forking) {
+        cover_names(forking);
         go_where_the_child_is_born(forking);
+    }
 }
 
 static void after_fork(void)
 {
-    if (forking)
+    if (forking) {
         come_back(forking);
+        uncover_names(forking);
+    }
     pthread_mutex_unlock(&coming_and_going);
 }
 
@@ -225,7 +236,9 @@ static void after_fork_in_child(void)
     generation++;
     if (forking)
         nsjoin_prctl(K_PR_SET_DUMPABLE, 0);
-    forking = NULL;
+    if (bearing)
+        tell(bearing, NSJOIN_BORN);
+    forking = bearing = NULL;
     pthread_mutex_unlock(&coming_and_going);
 }
 
@@ -630,9 +643,12 @@ int nsjoin_open_call(struct nsjoin_call *call)
     call->home = call->children = call->self = call->child = -1;
     call->caller = (int32_t)syscall(SYS_getpid);
     call->is_open = 1;
+    const int on = 1;
     int error = open_pair(call->channel);
     if (error == 0 && call->flags & NSJOIN_FORK)
         error = open_pair(call->control);
+    if (error == 0 && call->flags & NSJOIN_FORK)
+        error = result(setsockopt(call->control[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on));
     if (error == 0)
         call->self = lifted(nsjoin_pidfd_open(call->caller, 0)); /* Linux 5.3 */
     if (error == 0 && call->flags & NSJOIN_FORK) {
@@ -718,6 +734,90 @@ int nsjoin_end_fork(struct nsjoin_call *call)
     call->is_blocked = 0;
     close_ends(call, 1);
     return call->error;
+}
+
+/* /proc/PID/cmdline and comm are open to everyone who sees the process, dumpable or not, and whoever is inside can stop a
+ * process with SIGSTOP before its first instruction. So what is to be read there is gone before the child is born, and is
+ * back in the caller right after that. (From outside, ps shows the caller without its arguments for that moment.) A last
+ * byte of NUL also ends what setproctitle(3) has written beyond the area. */
+static void cover_names(struct nsjoin_call *call)
+{
+    nsjoin_prctl(K_PR_GET_NAME, (unsigned long)call->comm);
+    nsjoin_prctl(K_PR_SET_NAME, (unsigned long)"nsjoin-call");
+    if (call->n_argv == 0)
+        return;
+    memcpy(call->argv_kept, (const void *)(uintptr_t)call->argv, call->n_argv);
+    memset((void *)(uintptr_t)call->argv, 0, call->n_argv);
+}
+
+static void uncover_names(const struct nsjoin_call *call)
+{
+    if (call->n_argv)
+        memcpy((void *)(uintptr_t)call->argv, call->argv_kept, call->n_argv);
+    nsjoin_prctl(K_PR_SET_NAME, (unsigned long)call->comm);
+}
+
+/* What a fault of the process's own raises: runtimes and faulthandler live by these, and end the process by them. */
+static int is_of_a_fault(int signal)
+{
+    static const int faults[] = {SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS};
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        if (faults[i] == signal)
+            return 1;
+    return 0;
+}
+
+/* Python's handler writes to the wakeup descriptor, libuv's and libev's to pipes of their loops, and the child has copies of
+ * them: whoever signals the child would run the caller's handlers in the caller. sigaction(2) of libc says EINVAL for libc's
+ * own signals, which stay as they are. */
+uint64_t nsjoin_drop_handlers(void)
+{
+    const struct sigaction by_default = {.sa_handler = SIG_DFL};
+    uint64_t handled = 0;
+    for (int number = 1; number < NSIG; number++) {
+        struct sigaction action;
+        if (sigaction(number, NULL, &action) != 0 || action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)
+            continue;
+        if (number <= 64)
+            handled |= (uint64_t)1 << (number - 1);
+        if (!is_of_a_fault(number))
+            sigaction(number, &by_default, NULL);
+    }
+    return handled;
+}
+
+static void tell(const struct nsjoin_call *call, char what)
+{
+    syscall(SYS_write, call->control[1], &what, 1); /* of this kind of socket, no SIGPIPE; EPIPE: nobody wants to know */
+}
+
+void nsjoin_tell_of_birth(struct nsjoin_call *call)
+{
+    bearing = call;
+}
+
+void nsjoin_tell_of_end(const struct nsjoin_call *call)
+{
+    tell(call, NSJOIN_REAPED);
+}
+
+/* SO_PASSCRED (unix(7)): the kernel says which process has sent a record, by its pid as we see it. */
+int nsjoin_left_behind(const struct nsjoin_call *call)
+{
+    int pid = -EAGAIN;
+    for (;;) {
+        _Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof(struct ucred))];
+        char what;
+        struct iovec part = {&what, 1};
+        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+        ssize_t n = recvmsg(call->control[0], &message, MSG_DONTWAIT);
+        if (n < 0 && errno == ECONNRESET) /* said once, before the records: the middle has not read what we wrote */
+            continue;
+        if (n <= 0)
+            return pid;
+        const struct cmsghdr *sender = CMSG_FIRSTHDR(&message);
+        pid = what == NSJOIN_BORN && sender ? ((const struct ucred *)(const void *)CMSG_DATA(sender))->pid : 0;
+    }
 }
 
 static int send_head(const struct nsjoin_call *call)

@@ -181,6 +181,9 @@ struct nsjoin_call {
     int32_t is_away;            /* the caller's children would be born elsewhere, until it is undone */
     int32_t is_born_inside;     /* the child was: no process in the middle is needed */
     int32_t error;              /* -errno of the caller's way back */
+    uint64_t argv, n_argv;      /* where what /proc/PID/cmdline shows is in memory, and its length; 0: not known */
+    char *argv_kept;            /* room for as much */
+    char comm[16];
     /* a message: text of this length follows its head, and descriptors come with it */
     struct nsjoin_head { int32_t kind, step, index, error; int64_t length; } head;
     int32_t n_fds;
@@ -195,10 +198,19 @@ int nsjoin_begin_fork(struct nsjoin_call *call);
 int nsjoin_end_fork(struct nsjoin_call *call);
 /* Opens the pidfd of the child (Linux 5.3). */
 int nsjoin_watch(struct nsjoin_call *call, int pid);
+/* In the child, before its signals are unblocked: no signal has a handler any more, except those that a fault raises. The
+ * bits (1 << number - 1) of all that had one. */
+uint64_t nsjoin_drop_handlers(void);
 /* In the child: everything that the joiner does for a program, in its order. Does not return if a step fails. */
 void nsjoin_go_inside(struct nsjoin_call *call);
 /* In the child: sends the report of a failed step, and ends. */
 void nsjoin_give_up(struct nsjoin_call *call, int step, int index, int error);
+/* In the one in the middle: its next fork's child tells the caller that it is there, before any hook runs in it; and that
+ * it has been reaped. */
+void nsjoin_tell_of_birth(struct nsjoin_call *call);
+void nsjoin_tell_of_end(const struct nsjoin_call *call);
+/* In the caller: the pid of that child if it has been born and not been reaped there, 0 if it has; -EAGAIN: not told. */
+int nsjoin_left_behind(const struct nsjoin_call *call);
 /* In the caller: the length of the next message's text, -ENODATA if there is none; then the message. */
 int64_t nsjoin_next_length(struct nsjoin_call *call);
 int nsjoin_receive(struct nsjoin_call *call, char *text);

@@ -6,6 +6,7 @@ succeed at all is shown with a joiner from whose source exactly one place was ta
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import errno
@@ -14,6 +15,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -39,7 +41,7 @@ from conftest import (
 )
 
 import nsjoin
-from nsjoin import _build_setns, _launch, _procfs, _start
+from nsjoin import _build_setns, _call, _launch, _procfs, _start, aio
 from nsjoin._process import Process, own_inodes
 from nsjoin._start import USER
 from nsjoin._target import Target
@@ -251,6 +253,209 @@ def test_nobody_inside_can_look_into_it_as_soon_as_it_is_born(start, meeting, ns
     finally:
         in_fork_hooks.clear()
     assert_all_refused(hostile.outcomes())
+
+
+# --- call_in: signals -----------------------------------------------------------------------------------------
+
+#: As a direct child, and as one that is born in the PID namespace or, for an ordinary user, is the child of a child.
+PLACES = pytest.mark.parametrize("namespaces", [("user", "net"), ("user", "mnt", "pid")])
+
+
+class Signalled:
+    """Calls a function that waits inside, where the target then sends it signals."""
+
+    def __init__(self, target: Running, namespaces: tuple[str, ...]) -> None:
+        self._target = target
+        self._keywords: dict[str, Any] = {"namespaces": namespaces, "timeout": 60}
+        self._reader, self._writer = os.pipe()
+
+    def call(self, number: int) -> str:
+        """How the call ended, after one signal; a handler that only returns ends the function too."""
+        sender = threading.Thread(target=self._send, args=(number,))
+        sender.start()
+        try:
+            return str(nsjoin.call_in(self._target.pid, self._wait, **self._keywords))
+        except nsjoin.CallDiedError as died:
+            return f"ended by {-died.returncode}"
+        except BaseException as raised:
+            return repr(raised)
+        finally:
+            sender.join()
+
+    async def acall(self, number: int) -> str:
+        """The same with aio.call_in."""
+        sender = asyncio.get_running_loop().run_in_executor(None, self._send, number)
+        try:
+            return str(await aio.call_in(self._target.pid, self._wait, **self._keywords))
+        except nsjoin.CallDiedError as died:
+            return f"ended by {-died.returncode}"
+        finally:
+            await sender
+
+    def _send(self, number: int) -> None:
+        inside = int(os.read(self._reader, 20))
+        nsjoin.run_in(self._target.pid, ["kill", f"-{number}", str(inside)], check=True, **self._keywords)
+
+    def _wait(self) -> str:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SENT)
+        os.write(self._writer, str(os.getpid()).encode())
+        # the signal is there when the handlers, if there are any, are let run
+        while not signal.sigpending():
+            os.sched_yield()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT)
+        return "a handler has run inside"
+
+    def close(self) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+SENT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@pytest.fixture
+def signalled(start, namespaces) -> Iterator[Signalled]:
+    one = Signalled(start("user", "mnt", "net", "pid"), namespaces)
+    yield one
+    one.close()
+
+
+def handled_by_the_loop(signalled: Signalled) -> tuple[list[str], str]:
+    """What the caller's event loop has been told to handle, and how the call ended."""
+
+    async def main() -> tuple[list[str], str]:
+        ran: list[str] = []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ran.append, "the caller's handler")
+        outcome = await signalled.acall(signal.SIGUSR1)
+        told = asyncio.get_running_loop().create_future()  # what is in the wakeup descriptor now is handled before this
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, told.set_result, None)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await told
+        return ran, outcome
+
+    return asyncio.run(main())
+
+
+@PLACES
+def test_a_signal_from_inside_runs_no_handler_of_the_callers_event_loop(signalled):
+    assert handled_by_the_loop(signalled) == ([], f"ended by {signal.SIGUSR1:d}")
+
+
+@PLACES
+def test_with_the_callers_wakeup_descriptor_it_would(signalled, monkeypatch):
+    monkeypatch.setattr(_call, "forget_handlers", lambda: None)
+    assert handled_by_the_loop(signalled) == (["the caller's handler"], "a handler has run inside")
+
+
+@PLACES
+def test_a_signal_that_has_a_handler_ends_the_call(signalled):
+    assert signalled.call(signal.SIGINT) == f"ended by {signal.SIGINT:d}"
+
+
+@PLACES
+def test_with_the_callers_handlers_a_signal_from_inside_is_an_exception_here(signalled, monkeypatch):
+    monkeypatch.setattr(_call, "forget_handlers", lambda: None)
+    assert signalled.call(signal.SIGINT) == "KeyboardInterrupt()"
+
+
+def dumped(signalled: Signalled, path: Path) -> tuple[str, bool]:
+    """How the call ended, and whether a handler in C, which Python does not know of, has run."""
+    faulthandler = pytest.importorskip("faulthandler")
+    with open(path, "w+") as file:
+        faulthandler.register(signal.SIGUSR2, file=file)
+        try:
+            outcome = signalled.call(signal.SIGUSR2)
+        finally:
+            faulthandler.unregister(signal.SIGUSR2)
+        return outcome, path.stat().st_size > 0
+
+
+@PLACES
+def test_nor_does_a_handler_in_c_run(signalled, folder):
+    assert dumped(signalled, folder / "dump") == (f"ended by {signal.SIGUSR2:d}", False)
+
+
+@PLACES
+def test_a_handler_in_c_would_run_inside(signalled, folder, monkeypatch):
+    monkeypatch.setattr(_call, "forget_handlers", lambda: None)
+    assert dumped(signalled, folder / "dump") == ("a handler has run inside", True)
+
+
+# --- call_in: what /proc shows of it ----------------------------------------------------------------------------
+
+
+def cmdline_inside(target: Running) -> tuple[bytes, bytes, bytes]:
+    """What a program inside reads of the process of a call: arguments, name; and the caller's arguments meanwhile."""
+    told, tell = os.pipe()
+    hear, say = os.pipe()
+
+    def wait() -> None:
+        os.write(tell, str(os.getpid()).encode())
+        os.read(hear, 1)
+
+    async def main() -> tuple[bytes, bytes, bytes]:
+        call = asyncio.ensure_future(aio.call_in(target.pid, wait, timeout=60))
+        inside = int(await asyncio.get_running_loop().run_in_executor(None, os.read, told, 20))
+        files = [f"/proc/{inside}/{name}" for name in ("cmdline", "comm")]
+        read = [(await aio.run_in(target.pid, ["cat", file], capture_output=True, check=True)).stdout for file in files]
+        ours = Path("/proc/self/cmdline").read_bytes()
+        os.write(say, b"x")
+        await call
+        return read[0], read[1], ours
+
+    try:
+        return asyncio.run(main())
+    finally:
+        for fd in (told, tell, hear, say):
+            os.close(fd)
+
+
+def test_the_callers_arguments_are_not_to_be_read_inside(start):
+    ours = Path("/proc/self/cmdline").read_bytes()
+    name = Path("/proc/self/comm").read_bytes()
+    target = start("user", "mnt", "pid")
+    assert cmdline_inside(target) == (bytes(len(ours)), b"nsjoin-call\n", ours)
+    assert Path("/proc/self/cmdline").read_bytes() == ours
+    assert Path("/proc/self/comm").read_bytes() == name
+
+
+def test_if_they_were_not_cleared_before_they_would_be(start, monkeypatch):
+    monkeypatch.setattr(_call, "own_arguments", lambda: (0, 0))
+    ours = Path("/proc/self/cmdline").read_bytes()
+    assert len(ours) > 1
+    assert cmdline_inside(start("user", "mnt", "pid"))[0] == ours
+
+
+@requires_root
+def test_nor_of_a_child_that_is_stopped_before_its_first_instruction(start):
+    """Without a user namespace the child is born inside. The target stops whatever comes, and reads what it can."""
+    hostile = start("mnt", "pid", program=f"exec {shlex.join([sys.executable, '-I', '-c', STOPS_THE_NEWBORN])}")
+    assert hostile.process.stdout.readline() == "armed\n"
+    poll = select.poll()
+    poll.register(hostile.process.stdout, select.POLLIN)
+    while not poll.poll(0):
+        nsjoin.call_in(hostile.pid, os.getpid, timeout=60)
+    assert json.loads(hostile.process.stdout.readline()) == []
+
+
+#: kill(-1) reaches each process here but the sender; ProcessLookupError: there is none.
+STOPS_THE_NEWBORN = """
+import contextlib, json, os, signal
+stopped, seen = 0, set()
+print("armed", flush=True)
+while stopped < 20:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGSTOP)
+        for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
+            with contextlib.suppress(OSError):
+                for name in ("cmdline", "comm"):
+                    with open(f"/proc/{pid}/{name}") as file:
+                        seen.add(file.read().strip(chr(0) + chr(10)))
+                stopped += 1
+        os.kill(-1, signal.SIGCONT)
+print(json.dumps(sorted(seen - {"", "nsjoin-call"})), flush=True)
+signal.pause()
+"""
 
 
 @pytest.fixture

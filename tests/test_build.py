@@ -272,6 +272,9 @@ AFTER_VFORK = {"syscall", "fcntl", "pwrite", "_exit", "__errno_location"}
 IN_THE_CALLER = {"clone", "close", "fstat", "open", "fchdir", "chroot", "pipe2", "socketpair", "recv", "recvmsg"} | {
     "poll",
     "memcpy",
+    "memset",
+    "setsockopt",
+    "sigaction",
     "setgroups",
     "setresgid",
     "setresuid",
@@ -549,6 +552,13 @@ def test_imports_go_downwards_only(module):
 
 def test_only_the_shim_imports_the_compiled_module():
     assert [module for module in MODULES if "_setns" in imports_of(module)] == ["_shim"]
+
+
+@pytest.mark.parametrize("source", sorted(PACKAGE.glob("*.[pch]*")), ids=lambda source: source.name)
+def test_nothing_waits_with_select(source):
+    """select(2) has no room for descriptors from 1024 on, and a program may have that many open. poll(2) has."""
+    found = re.findall(r"\bselect\.select\b|SelectSelector|\bFD_SET\b|\bp?select\(2\)|SYS_p?select", source.read_text())
+    assert found == []
 
 
 def test_every_rank_names_modules_that_exist():

@@ -368,6 +368,70 @@ def test_many_calls_leave_nothing(target):
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+# --- the process in the middle ----------------------------------------------------------------------------------------
+
+CAP_SYS_PTRACE, PR_SET_CHILD_SUBREAPER = 19, 36
+
+
+def with_a_middle() -> None:
+    """From here on a call with pid forks twice, as for an ordinary user: go_where_the_child_is_born in _setns.c."""
+    drop_capability(CAP_SYS_PTRACE)
+
+
+def as_a_subreaper() -> None:
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    drop_capability(CAP_SYS_PTRACE)
+
+
+@requires_root
+def test_more_than_1024_descriptors(target):
+    """select(2) has room for no more."""
+
+    def calls():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+        many = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(1100)]
+        try:
+            assert 1 < call_in(target.pid, os.getpid, namespaces=("pid",)) < 1000
+            assert 1 < asyncio.run(nsjoin.aio.call_in(target.pid, os.getpid, namespaces=("pid",))) < 1000
+        finally:
+            for fd in many:
+                os.close(fd)
+
+    in_child(calls, with_a_middle)
+
+
+def kill_the_middle() -> None:
+    (middle,) = children()
+    os.kill(middle, signal.SIGKILL)
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+@requires_root
+@pytest.mark.parametrize("when", ["calls", "is born", "has ended"])
+def test_what_a_killed_middle_leaves_to_a_subreaper_is_reaped(start, when):
+    """Unreaped, it would keep the target's PID namespace from ending."""
+    target = start("pid")
+    others = []
+
+    def call_and_kill():
+        told, tell = os.pipe()
+        stops, goes = os.pipe()
+
+        def hold():
+            os.write(tell, b"born")
+            os.read(stops, 1)
+
+        others.append(subprocess.Popen(["true"]))  # a zombie that is not the call's
+        wait_until_ended(others[0].pid)
+        ...
+
+    in_child(call_and_kill, as_a_subreaper)
+
+
 # --- aio.call_in ------------------------------------------------------------------------------------------------------
 
 
