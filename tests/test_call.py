@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import random
+import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from changed import drop_capability, prctl
+from child import children, in_child, wait_until_ended
 from conftest import IS_ROOT, requires_root
 
 import nsjoin
-from nsjoin import CallDiedError, CallExitError, CallResultError, call_in
+from nsjoin import CallDiedError, CallExitError, CallResultError, _call, call_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 TYPES = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 #: without pid one fork, with pid two
@@ -373,63 +382,137 @@ def test_many_calls_leave_nothing(target):
 CAP_SYS_PTRACE, PR_SET_CHILD_SUBREAPER = 19, 36
 
 
-def with_a_middle() -> None:
-    """From here on a call with pid forks twice, as for an ordinary user: go_where_the_child_is_born in _setns.c."""
-    drop_capability(CAP_SYS_PTRACE)
+def fork_twice() -> None:
+    """From here on a call with pid has a process in the middle, as for an ordinary user: _setns.c, "born inside"."""
+    if IS_ROOT:
+        drop_capability(CAP_SYS_PTRACE)
 
 
 def as_a_subreaper() -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    drop_capability(CAP_SYS_PTRACE)
+    fork_twice()
 
 
-@requires_root
-def test_more_than_1024_descriptors(target):
+@pytest.fixture
+def place(target) -> Iterator[Any]:
+    """The arguments of a call into the target's PID namespace; open already, as the target shows it to no other root."""
+    if not IS_ROOT:
+        yield functools.partial(nsjoin.aio.call_in, target.pid, namespaces=PID)
+        return
+    with nsjoin.Namespace.from_pid(target.pid, "pid") as namespace:
+        yield functools.partial(nsjoin.aio.call_in, namespace)
+
+
+def test_more_than_1024_descriptors(place):
     """select(2) has room for no more."""
 
-    def calls():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    def calls() -> int:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         many = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(1100)]
         try:
-            assert 1 < call_in(target.pid, os.getpid, namespaces=("pid",)) < 1000
-            assert 1 < asyncio.run(nsjoin.aio.call_in(target.pid, os.getpid, namespaces=("pid",))) < 1000
+            return asyncio.run(place(os.getpid))
         finally:
             for fd in many:
                 os.close(fd)
 
-    in_child(calls, with_a_middle)
+    assert 1 < in_child(calls, fork_twice) < 1000
 
 
-def kill_the_middle() -> None:
-    (middle,) = children()
+async def heard(told: int, call: asyncio.Future[Any]) -> None:
+    """Wait until somebody inside says that it is there."""
+    loop = asyncio.get_running_loop()
+    here = loop.create_future()
+    loop.add_reader(told, lambda: here.done() or here.set_result(os.read(told, 9)))
+    await asyncio.wait({call, here}, return_when=asyncio.FIRST_COMPLETED)
+    loop.remove_reader(told)
+    assert here.done(), call.result()
+
+
+def disturbed(
+    call_there: Callable[..., Any], function: Callable[[int], object], disturb: Callable[..., object]
+) -> tuple[str, set[int]]:
+    """How a call of a subreaper's ends after ``disturb(middle, call)``, and the children that it leaves."""
+    told, tell = os.pipe()
+    other = subprocess.Popen(["true"])  # a zombie that is not the call's to reap
+    wait_until_ended(other.pid)
+
+    async def main() -> str:
+        call = asyncio.ensure_future(call_there(function, tell))
+        await heard(told, call)
+        (middle,) = children() - {other.pid}
+        assert len(children(middle)) == 1
+        disturb(middle, call)
+        try:
+            return f"{await call}"
+        except (CallDiedError, asyncio.CancelledError) as ended:
+            return type(ended).__name__
+
+    outcome = asyncio.run(main())
+    left = children() - {other.pid}
+    assert other.wait() == 0
+    os.close(told)
+    os.close(tell)
+    for orphan in left:
+        os.kill(orphan, signal.SIGKILL)
+        os.waitpid(orphan, 0)
+    return outcome, left
+
+
+def hold(tell: int) -> None:
+    os.write(tell, b"here")
+    signal.pause()
+
+
+def kill(middle: int, _call: object) -> None:
     os.kill(middle, signal.SIGKILL)
 
 
-def parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
+def stop_and_cancel(middle: int, call: asyncio.Future[Any]) -> None:
+    """It does not do what the caller asks it to, and is killed by the caller."""
+    os.kill(middle, signal.SIGSTOP)
+    call.cancel()
 
 
-@requires_root
-@pytest.mark.parametrize("when", ["calls", "is born", "has ended"])
-def test_what_a_killed_middle_leaves_to_a_subreaper_is_reaped(start, when):
+DISTURBED = pytest.mark.parametrize(
+    ("disturb", "outcome"), [(kill, "CallDiedError"), (stop_and_cancel, "CancelledError")]
+)
+
+
+@DISTURBED
+def test_what_a_killed_middle_leaves_to_a_subreaper_is_reaped(place, disturb, outcome):
     """Unreaped, it would keep the target's PID namespace from ending."""
-    target = start("pid")
-    others = []
+    assert in_child(lambda: disturbed(place, hold, disturb), as_a_subreaper) == (outcome, set())
 
-    def call_and_kill():
-        told, tell = os.pipe()
-        stops, goes = os.pipe()
 
-        def hold():
-            os.write(tell, b"born")
-            os.read(stops, 1)
+@DISTURBED
+def test_if_nobody_looked_for_it_it_would_stay(place, disturb, outcome, monkeypatch):
+    monkeypatch.setattr(_call._Call, "_end_what_is_left_behind", lambda _: None)
+    ended, left = in_child(lambda: disturbed(place, hold, disturb), as_a_subreaper)
+    assert ended == outcome
+    assert len(left) == 1
 
-        others.append(subprocess.Popen(["true"]))  # a zombie that is not the call's
-        wait_until_ended(others[0].pid)
-        ...
 
-    in_child(call_and_kill, as_a_subreaper)
+@DISTURBED
+def test_it_is_also_reaped_where_a_hook_still_holds_it(place, disturb, outcome):
+    """It has told of its birth before any hook of Python's, and is not tied to the one in the middle yet."""
+    forks: list[int] = []
+    told: list[int] = []
+
+    def hold_the_second() -> None:
+        forks.append(os.getpid())
+        if len(forks) == 2:
+            hold(told[0])
+
+    def call() -> tuple[str, set[int]]:
+        os.register_at_fork(after_in_child=hold_the_second)
+
+        def call_there(_function: object, tell: int) -> Any:
+            told.append(tell)
+            return place(os.getpid)
+
+        return disturbed(call_there, hold, disturb)
+
+    assert in_child(call, as_a_subreaper) == (outcome, set())
 
 
 # --- aio.call_in ------------------------------------------------------------------------------------------------------
