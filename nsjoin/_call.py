@@ -57,6 +57,8 @@ def call_in(
     here, with the traceback from inside as its cause. ``target`` and ``namespaces`` are as for ``spawn_in``: the child
     is really inside the PID namespace, and with mnt its root is the target's.
 
+    Signals that have a handler here have none inside: they do there what they do by default.
+
     ``timeout`` in seconds, for all of it: TimeoutError, and the child is killed. CallResultError: the result cannot be
     pickled. CallExitError: ``func`` called sys.exit or os._exit. CallDiedError: a signal ended the child. All three
     are CallError. JoinError and the like as for ``spawn_in``.
@@ -229,8 +231,8 @@ class _Call:
     def _end_what_is_left_behind(self) -> None:
         """End the child of the one in the middle, if that was killed and we are who gets its orphans.
 
-        That is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) or a PID 1. The target's PID namespace does not end before
-        the orphan is reaped.
+        That is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) or a PID 1. The target's PID namespace does not end
+        before the orphan is reaped.
         """
         work = self._work
         if not self.fork or work.is_born_inside:

@@ -395,7 +395,7 @@ def as_a_subreaper() -> None:
 
 @pytest.fixture
 def place(target) -> Iterator[Any]:
-    """The arguments of a call into the target's PID namespace; open already, as the target shows it to no other root."""
+    """aio.call_in into the target's PID namespace; opened before, since it takes the capability that is dropped."""
     if not IS_ROOT:
         yield functools.partial(nsjoin.aio.call_in, target.pid, namespaces=PID)
         return
