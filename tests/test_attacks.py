@@ -344,7 +344,9 @@ def test_a_signal_from_inside_runs_no_handler_of_the_callers_event_loop(signalle
 @PLACES
 def test_with_the_callers_wakeup_descriptor_it_would(signalled, monkeypatch):
     monkeypatch.setattr(_call, "forget_handlers", lambda: None)
-    assert handled_by_the_loop(signalled) == (["the caller's handler"], "a handler has run inside")
+    # from 3.12 on asyncio, not trio or uvloop, takes the descriptor away in the child itself
+    ran = [] if sys.version_info >= (3, 12) else ["the caller's handler"]
+    assert handled_by_the_loop(signalled) == (ran, "a handler has run inside")
 
 
 @PLACES
