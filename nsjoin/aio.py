@@ -241,8 +241,8 @@ async def _look_up_names(
 def _copy(process: Target) -> Target:
     pidfd = process.pidfd
     if pidfd < 0:
-        return Target(process.pid, -1, os.dup(process.proc()))
-    return Target(process.pid, os.dup(pidfd))
+        return Target._owning(process.pid, -1, os.dup(process.proc()))
+    return Target._owning(process.pid, os.dup(pidfd))
 
 
 # --- waiting ------------------------------------------------------------------------------------------------
