@@ -344,6 +344,8 @@ class Popen(subprocess.Popen[AnyStr]):
         for name in ("env", "cwd"):
             if keywords.get(name) is TARGET:
                 keywords[name] = None  # nobody on the way has to know what TARGET is
+        if isinstance(keywords.get("env"), Mapping):
+            keywords["env"] = dict(keywords["env"].items())  # ddtrace adds to it: not to the caller's own
         if not any(keywords.get(name) is not None for name in _MADE_NUMBERS):
             super().__init__(args, **keywords)
             return
