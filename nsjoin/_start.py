@@ -12,7 +12,7 @@ from ._launch import At, Failed, Witness
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
 from ._process import FIRST_USER_NAMESPACE, missing_type, own_inodes
-from ._target import OpenTarget
+from ._target import TARGET, OpenTarget
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
@@ -292,8 +292,9 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
         return _join_error(failed, target, step, "mnt", needs)
     if failed.at == At.CLONE and failed.errno == errno.ENOMEM:
         return _join_error(failed, target, "clone", "pid", _reason.DEAD_PID_NAMESPACE)
-    if failed.at == At.CWD and failed.errno == errno.EXDEV:
-        return _join_error(failed, target, "chdir", "mnt", _OUTSIDE)
+    if failed.at == At.CWD and (failed.index == 1 or failed.errno == errno.EXDEV or cwd is TARGET):
+        reason = _DELETED if failed.index == 1 else _OUTSIDE if failed.errno == errno.EXDEV else _THEIRS
+        return _join_error(failed, target, "chdir", "mnt", reason)
     if failed.at == At.UNSHARE and failed.index == 1:
         return _join_error(failed, target, "mount", "mnt", _NO_MOUNT_POINT if failed.errno == errno.EINVAL else None)
     if failed.at in _STEPS:
@@ -321,6 +322,11 @@ _CALLS = {
     At.CLONE: ("clone",),
 }
 _NO_MOUNT_POINT = "the program's root directory is no mount point, so that its mounts cannot be made private"
+_DELETED = (
+    "this directory has been deleted, and where it was is not below the target's root, so it could be a way out of it: "
+    "name another one with cwd="
+)
+_THEIRS = "this is the target's own working directory; cwd= names another one"
 _OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CREDENTIALS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
 CAP_SETGID, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON = 6, 19, 21, 38
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+PR_CAPBSET_DROP = 24
 #: What the target's shell runs, with something of everything that can be taken over.
 SETPRIV = "--regid 1001 --groups 1002,1003 --bounding-set=-all,+net_admin,+net_raw,+setpcap,+kill --no-new-privs"
 
@@ -241,11 +243,53 @@ def test_env_and_cwd_may_be_given_by_position(begin):
         assert process.communicate()[0] == b"/usr/lib\ntheirs\n"
 
 
+#: How a shell comes to be in a directory that has been deleted: "{}" is a folder of its own.
+DELETED = {
+    "the directory": "mkdir {}/d; cd {}/d; rmdir {}/d",
+    "it and those above it": "mkdir -p {}/a/b/c; cd {}/a/b/c; rm -r {}/a",
+    "another one has its name": "mkdir {}/d; cd {}/d; rmdir {}/d; mkdir {}/d; touch {}/d/file",
+    "the root of a mount": "mkdir {}/d {}/m; mount --bind {}/d {}/m; cd {}/m; rmdir {}/d",
+    "below another mount": "mount -t tmpfs a {}; mkdir {}/d; cd {}/d; rmdir {}/d; mount -t tmpfs b {}",
+}
+
+
+@pytest.mark.parametrize("how", DELETED)
+@pytest.mark.parametrize("keywords", [{"like_target": True}, {"cwd": TARGET}, {"cwd": TARGET, "namespaces": ("mnt",)}])
+def test_a_program_starts_in_the_targets_working_directory_though_it_is_deleted(begin, tmp_path, how, keywords):
+    if not IS_ROOT and keywords.get("namespaces"):
+        keywords = {"cwd": TARGET}  # an ordinary user joins mnt with user only
+    target = begin("mnt", "pid", script=DELETED[how].replace("{}", str(tmp_path)))
+    with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, **keywords) as process:
+        assert os.path.samestat(os.stat(f"/proc/{process.pid}/cwd"), os.stat(f"/proc/{target.pid}/cwd"))
+        assert os.readlink(f"/proc/{process.pid}/cwd").endswith(" (deleted)")
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_so_does_one_of_aio_and_one_whose_directory_is_named_by_its_path(begin, tmp_path):
+    target = begin("mnt", "pid", script=f"mkdir {tmp_path}/d; cd {tmp_path}/d; rmdir {tmp_path}/d")
+    look = ["readlink", "/proc/self/cwd"]
+    found = asyncio.run(nsjoin.aio.run_in(target.pid, look, like_target=True, capture_output=True)).stdout.decode()
+    assert found == f"{tmp_path}/d (deleted)\n"
+    assert output(target.pid, *look, cwd="/proc/1/cwd") == found
+
+
 @requires_root
-def test_a_directory_that_is_gone_or_outside_is_no_working_directory(begin, tmp_path):
-    gone = begin("mnt", script=f"mkdir {tmp_path}/d; cd {tmp_path}/d; rmdir {tmp_path}/d")
-    with pytest.raises(FileNotFoundError):
-        nsjoin.run_in(gone.pid, ["true"], cwd=TARGET)
+def test_a_working_directory_that_may_not_be_searched_is_told_as_the_targets(begin, tmp_path):
+    target = begin("mnt", script=f"cd {tmp_path}; chmod 0 .")
+
+    def without_capabilities() -> None:
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            prctl(PR_CAPBSET_DROP, capability)  # or root's exec would give it back
+            drop_capability(capability)
+        with pytest.raises(nsjoin.JoinPermissionError, match="the target's own working directory; cwd= names another"):
+            nsjoin.run_in(target.pid, ["true"], cwd=TARGET)
+
+    in_child(without_capabilities)
+
+
+@requires_root
+def test_a_directory_outside_of_the_root_is_no_working_directory(begin, tmp_path):
     target = begin("mnt", script=f"mount -t tmpfs none {tmp_path}; cd {tmp_path}")
     with pytest.raises(nsjoin.JoinError, match="a way out") as caught:
         nsjoin.run_in(target.pid, ["true"], cwd=TARGET, namespaces=())
