@@ -143,8 +143,8 @@ def run_in(
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         process = Popen(args, target=target, _deadline=deadline, _new_group=kill_group, **popen_kwargs)
-    except Expired:
-        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
+    except Expired as expired:
+        raise subprocess.TimeoutExpired(args, timeout or 0.0) from expired.__cause__
     with process:
         try:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import _capabilities, _cgroup, _identity, _like, _ownership, _plan, _reason, _shim
-from ._launch import At, Failed, Witness
+from ._launch import At, Expired, Failed, Witness
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
 from ._process import FIRST_USER_NAMESPACE, missing_type, own_inodes
@@ -93,11 +93,21 @@ def _start_like(
             attributes, theirs = _like.read(choice, target.process, wanted, stack)
             job.attributes = attributes._replace(empty_environ=may_be_empty)
             job.ids = job.ids._replace(theirs=theirs)
+        stack.enter_context(_naming_what_hangs(job))
         if target.process is None:
             chosen = _chosen(target.namespaces, wanted)
             stack.enter_context(_prepared(job, None, tuple(BY_NAME[namespace.nstype] for namespace in chosen)))
             return (yield from _start_by_descriptors(job, target, chosen, fork))
         return (yield from _start_by_process(job, target, target.process, wanted, fork))
+
+
+@contextmanager
+def _naming_what_hangs(job: Startable) -> Iterator[None]:
+    """Where the start takes too long: a cgroup that has been frozen since it was opened is the cause of ``Expired``."""
+    try:
+        yield
+    except Expired as expired:
+        raise expired from _cgroup.why_it_hangs(job.attributes.cgroups)
 
 
 def _start_by_process(

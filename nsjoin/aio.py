@@ -106,8 +106,8 @@ async def run_in(
             popen = await _launch(target, args, deadline, keywords, pin)
             run = _Run(popen, kill_group)
             await run.start(deadline)
-    except Expired:
-        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
+    except Expired as expired:
+        raise subprocess.TimeoutExpired(args, timeout or 0.0) from expired.__cause__
     await run.finish(input, deadline)
     returncode, stdout, stderr = popen.returncode, run.output(1), run.output(2)
     assert returncode is not None
@@ -165,7 +165,10 @@ class _Popen(Popen[bytes]):
         """Wait until the program runs, or raise why it does not, or Expired."""
         try:
             while True:
-                await _until_readable(self._barrier, deadline)
+                try:
+                    await _until_readable(self._barrier, deadline)
+                except Expired as expired:
+                    self._launching.throw(expired)  # ends what was started, and may know what it waited for
                 self._barrier = next(self._launching)
         except StopIteration as stop:
             self._started(stop.value, self._all_pipes)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from changed import PR_SET_DUMPABLE, drop_capability, in_child, prctl
@@ -1041,29 +1041,141 @@ def hierarchy(kind: str) -> Path | None:
     return None
 
 
-@requires_root
-@pytest.mark.parametrize(
-    ("kind", "file", "frozen", "thawed"),
-    [("v1", "freezer.state", "FROZEN", "THAWED"), ("v2", "cgroup.freeze", "1", "0")],
-)
-@pytest.mark.parametrize("types", [("pid", "uts"), ("uts",)])
-def test_a_frozen_cgroup_holds_up_nobody(start, cgroup, types, kind, file, frozen, thawed):
-    place = hierarchy(kind)
-    if place is None:
-        pytest.skip(f"no cgroup {kind} hierarchy that freezes is mounted here")
-    target = start("pid", "uts")
-    folder = place / cgroup[1:]
-    (folder / file).write_text(frozen)
-    try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=cgroup, timeout=0.3)
-    finally:
-        (folder / file).write_text(thawed)
+class Freezer:
+    """The freezer of one version: ``folder`` is a cgroup of ours in it, and ``below`` one below that."""
+
+    FILES: ClassVar = {"v1": ("freezer.state", "FROZEN", "THAWED"), "v2": ("cgroup.freeze", "1", "0")}
+
+    def __init__(self, kind: str, name: str) -> None:
+        place = hierarchy(kind)
+        if place is None:
+            pytest.skip(f"no cgroup {kind} hierarchy that freezes is mounted here")
+        self.kind = kind
+        self.folder = place / name[1:]
+        self.below = self.folder / "below"
+        self.below.mkdir()
+        self.names = (name, f"{name}/below")
+
+    def freeze(self) -> None:
+        file, frozen, _ = self.FILES[self.kind]
+        (self.folder / file).write_text(frozen)
+
+    def thaw(self) -> None:
+        file, _, thawed = self.FILES[self.kind]
+        (self.folder / file).write_text(thawed)
+
+    def processes(self) -> str:
+        return (self.folder / "cgroup.procs").read_text() + (self.below / "cgroup.procs").read_text()
+
+
+@pytest.fixture(params=["v1", "v2"])
+def freezer(request, cgroup) -> Iterator[Freezer]:
+    one = Freezer(request.param, cgroup)
+    yield one
+    one.thaw()
     for pid in list(_launch._unreaped):  # of version 1, what is frozen cannot even be killed before
         wait_until_ended(pid)
     _launch._reap_late()
     assert not _launch._unreaped
-    assert (folder / "cgroup.procs").read_text() == ""
+    assert one.processes() == ""
+    one.below.rmdir()
+
+
+@pytest.fixture
+def frozen_just_then(freezer, monkeypatch) -> Freezer:
+    """It is frozen when it has been looked at, and before anything moves there."""
+    launch = _start._launch_in_cgroup
+
+    def freeze_and_launch(*arguments: Any) -> Any:
+        freezer.freeze()
+        return (yield from launch(*arguments))
+
+    monkeypatch.setattr(_start, "_launch_in_cgroup", freeze_and_launch)
+    return freezer
+
+
+FROZEN = r"cgroup of /\S*nsjoin-like-\S*: .*: the cgroup is frozen.*thaw it.*cgroup="
+WITH_AND_WITHOUT_PID = pytest.mark.parametrize("types", [("pid", "uts"), ("uts",)])
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_frozen_cgroup_is_refused_before_anything_moves_there(target, freezer, types, level):
+    freezer.freeze()
+    with pytest.raises(nsjoin.JoinError, match=FROZEN) as caught:
+        nsjoin.spawn_in(target.pid, ["true"], namespaces=types, cgroup=freezer.names[level])
+    assert (caught.value.step, caught.value.errno) == ("cgroup", errno.EBUSY)
+    assert freezer.processes() == ""
+
+
+@requires_root
+@pytest.mark.parametrize("level", [0, 1])
+def test_so_is_that_of_a_paused_container(start, freezer, level):
+    paused = start("pid", "mnt", "uts")
+    folder = (freezer.folder, freezer.below)[level]
+    (folder / "cgroup.procs").write_text(str(paused.pid))
+    freezer.freeze()
+    try:
+        for keywords in ({"like_target": True}, {"cgroup": TARGET}):
+            with pytest.raises(nsjoin.JoinError, match=FROZEN):
+                nsjoin.run_in(paused.pid, ["true"], **keywords)
+        with pytest.raises(nsjoin.JoinError, match=FROZEN):
+            asyncio.run(nsjoin.aio.run_in(paused.pid, ["true"], like_target=True))
+        assert nsjoin.run_in(paused.pid, ["true"]).returncode == 0  # that joins namespaces only
+        assert folder.joinpath("cgroup.procs").read_text() == f"{paused.pid}\n"
+    finally:
+        freezer.thaw()
+        paused.end()
+
+
+@requires_root
+def test_an_order_to_freeze_that_is_not_carried_out_yet_counts(freezer, monkeypatch):
+    """As long as one of its processes sleeps in the kernel, cgroup.events says "frozen 0"."""
+    if freezer.kind == "v1":
+        pytest.skip("freezer.state says FREEZING then")
+    read = _cgroup._read_in
+    not_yet = {"cgroup.events": "populated 1\nfrozen 0"}
+    monkeypatch.setattr(_cgroup, "_read_in", lambda fd, name: not_yet[name] if name in not_yet else read(fd, name))
+    freezer.freeze()
+    for name in freezer.names:
+        with pytest.raises(nsjoin.JoinError, match=FROZEN):
+            nsjoin.spawn_in(os.getpid(), ["true"], namespaces=(), cgroup=name)
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("run", [nsjoin.run_in, lambda *given, **more: asyncio.run(nsjoin.aio.run_in(*given, **more))])
+def test_of_one_that_is_frozen_just_then_a_timeout_tells_and_nothing_stays(target, frozen_just_then, types, level, run):
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        run(target.pid, ["true"], namespaces=types, cgroup=frozen_just_then.names[level], timeout=0.3)
+    assert isinstance(caught.value.__cause__, nsjoin.JoinError)
+    assert re.search(FROZEN, str(caught.value.__cause__))
+    assert not _launch._unreaped  # and it is frozen still
+    assert frozen_just_then.processes() == ""
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+@pytest.mark.parametrize("freezer", ["v1"], indirect=True)
+def test_without_the_way_home_the_joiner_stays_there(target, frozen_just_then, types, monkeypatch):
+    monkeypatch.setattr(_cgroup, "_open_home", lambda mount, stack: -1)
+    while not frozen_just_then.processes():  # on a loaded machine it may not have come that far
+        with pytest.raises(subprocess.TimeoutExpired):
+            nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=frozen_just_then.names[0], timeout=0.3)
+        monkeypatch.setattr(_cgroup, "_frozen", lambda cgroup: None)
+    assert _launch._unreaped
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+def test_without_a_look_before_it_hangs(target, freezer, types, monkeypatch):
+    monkeypatch.setattr(_cgroup, "_frozen", lambda cgroup: None)
+    freezer.freeze()
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=freezer.names[0], timeout=0.3)
+    assert caught.value.__cause__ is None
 
 
 @requires_root
