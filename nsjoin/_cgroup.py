@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _procfs, _shim
@@ -55,7 +55,7 @@ def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
         return []
     mounts = _mounts()
     return [
-        _open(*_find(mounts, controllers, path, process), stack)
+        _open(*_find(mounts, controllers, path, process.words()), stack)
         for controllers, path in other.items()
         if not _is_only_theirs(controllers, mounts)
     ]
@@ -109,7 +109,7 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 
-def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, process: Process) -> tuple[_Mount, str]:
+def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, words: str) -> tuple[_Mount, str]:
     for mount in mounts:
         # the options of a mount of version 1 name its controllers among others: rw, xattr, release_agent=...
         if bool(mount.controllers) == bool(controllers) and controllers <= mount.controllers:
@@ -117,9 +117,7 @@ def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, process:
             if below is not None:
                 return mount, below
     hierarchy = ",".join(sorted(controllers)) or "cgroup2"
-    raise _error(
-        errno.ENOENT, path, f"the hierarchy {hierarchy} of {process.words()} is not mounted here, or not that part"
-    )
+    raise _error(errno.ENOENT, path, f"the hierarchy {hierarchy} of {words} is not mounted here, or not that part")
 
 
 _DIRECTORY = _shim.O_PATH | os.O_DIRECTORY
@@ -128,17 +126,24 @@ _PROCS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def _open(mount: _Mount, below: str, stack: ExitStack) -> Cgroup:
-    """The cgroup that is ``below`` the mount point, open in ``stack``. JoinError."""
-    place = os.path.normpath(f"{mount.point}/{below}")
+    """The cgroup that is ``below`` the mount point, open in ``stack``. JoinError, also where it is frozen."""
     try:
-        directory, procs = _open_procs(mount, below, stack)
-        opened = Cgroup(directory, procs, not mount.controllers, place, _open_home(mount, stack))
+        opened = _open_even_if_frozen(mount, below, stack)
         held_up = _frozen(opened)
     except OSError as refused:
-        raise _error(refused.errno or 0, place, refusal(refused.errno)) from None
+        raise _error(refused.errno or 0, _place(mount, below), refusal(refused.errno)) from None
     if held_up:
         raise held_up
     return opened
+
+
+def _open_even_if_frozen(mount: _Mount, below: str, stack: ExitStack) -> Cgroup:
+    directory, procs = _open_procs(mount, below, stack)
+    return Cgroup(directory, procs, not mount.controllers, _place(mount, below), _open_home(mount, stack))
+
+
+def _place(mount: _Mount, below: str) -> str:
+    return os.path.normpath(f"{mount.point}/{below}")
 
 
 def _open_procs(mount: _Mount, below: str, stack: ExitStack) -> tuple[int, int]:
@@ -209,6 +214,21 @@ def why_it_hangs(cgroups: Sequence[Cgroup]) -> NamespaceError | None:
         if frozen:
             return frozen
     return None
+
+
+def of_child(pid: int, stack: ExitStack) -> list[Cgroup]:
+    """The cgroups in which a child of ours may be frozen, as far as we see them."""
+    try:
+        own, theirs = _paths(_procfs.read("thread-self/cgroup")), _paths(_procfs.read(f"{pid}/cgroup"))
+        other = {controllers: path for controllers, path in theirs.items() if own.get(controllers) != path}
+        mounts = _mounts() if other else []
+    except OSError:  # no /proc here, or it has ended
+        return []
+    found = []
+    for controllers, path in other.items():
+        with suppress(OSError):
+            found.append(_open_even_if_frozen(*_find(mounts, controllers, path, f"process {pid}"), stack))
+    return found
 
 
 def _frozen(cgroup: Cgroup) -> NamespaceError | None:

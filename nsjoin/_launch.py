@@ -624,14 +624,15 @@ def end(pid: int, *, leads_group: bool = False, home: int = -1) -> None:
         pass  # it has ended just now, and the kernel has reaped it, since SIGCHLD is ignored here
     if leads_group:
         _kill_group(pid)
-    if home >= 0:
-        _bring_home(pid, home)
+    bring_home(pid, home)
     if _reap(pid, _REAP_SECONDS):
         _unreaped.discard(pid)  # another thread's launch may have reaped it meanwhile
 
 
-def _bring_home(pid: int, home: int) -> None:
-    """Out of a cgroup that may be frozen: it thaws, and what has been sent to it reaches it."""
+def bring_home(pid: int, home: int) -> None:
+    """Out of a cgroup that may be frozen: it thaws, and what has been sent to it reaches it. -1: not to be had."""
+    if home < 0:
+        return
     try:
         os.write(home, b"%d" % pid)
     except OSError:  # it has ended (ESRCH), or we may not: then a later launch reaps it

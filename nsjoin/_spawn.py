@@ -169,6 +169,8 @@ class Popen(subprocess.Popen[AnyStr]):
     of the last two. ``namespaces``: the types to join, None for all that differ from this thread's. ``fork=False`` is
     ``nsenter --no-fork``: the program itself stays outside the PID namespace, only its children are born inside.
 
+    What is asked for here counts, whatever a patch of subprocess.Popen.__init__ (a tracer's) makes of it.
+
     The process is a direct child of ours, ``pid`` is its number as we see it, ``returncode`` its own. With mnt joined,
     its root is the target's, ``cwd`` and ``args[0]`` are looked up there, and ``cwd=None`` is ``/``. With user joined
     it runs as uid and gid 0 of that namespace where those are mapped, without supplementary groups where the kernel
@@ -192,10 +194,11 @@ class Popen(subprocess.Popen[AnyStr]):
     What cannot be had is a JoinError. Resource limits, umask and seccomp filters are never taken over.
 
     - ``env``, ``cwd``, ``user``, ``group``, ``extra_groups``: also as subprocess takes them. ``TARGET`` ids are the
-      effective ones at exec; those of a user namespace are translated through its maps.
+      effective ones at exec; those of a user namespace are translated through its maps. The target's working directory
+      may have been deleted.
     - ``cgroup``: or its path as in /proc/PID/cgroup, in every hierarchy that has it (cgroups(7)); of version 2 the
       program is born in it where pid is joined too (Linux 5.7). A target's hierarchy of version 1 that has only a name
-      is left out where it is not mounted here.
+      is left out where it is not mounted here. One that is frozen, as a paused container's, is a JoinError (EBUSY).
     - ``capabilities``: or names such as ``{"net_admin"}``: these in every set and no others, so that they outlast exec
       without root too. Bounding, permitted, effective, inheritable and ambient sets; root gets the bounding set at exec
       (capabilities(7)). Those of a target count in its user namespace, which has to be joined then.

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ._keywords import Command, RunKeywords
     from ._launch import Launch
     from ._target import TargetLike
+    from .exceptions import NamespaceError
 
 __all__ = ["call_in", "run_in", "spawn_in"]
 
@@ -112,7 +113,7 @@ async def run_in(
     returncode, stdout, stderr = popen.returncode, run.output(1), run.output(2)
     assert returncode is not None
     if run.expired:
-        raise subprocess.TimeoutExpired(popen.args, timeout or 0.0, stdout, stderr)
+        raise subprocess.TimeoutExpired(popen.args, timeout or 0.0, stdout, stderr) from run.held_up
     if popen._status_is_lost:
         raise ChildProcessError(errno.ECHILD, STATUS_IS_LOST)
     if check and returncode:
@@ -481,6 +482,7 @@ class _Run(_Program):
     def __init__(self, popen: _Popen, kill_group: bool) -> None:
         super().__init__(popen)
         self.expired = False
+        self.held_up: NamespaceError | None = None
         self._kill_group = kill_group
         self._output: dict[int, list[bytes]] = {
             fd: [] for fd, file in ((1, popen.stdout), (2, popen.stderr)) if file is not None
@@ -534,7 +536,7 @@ class _Run(_Program):
         self._kill()
 
     def _kill(self) -> None:
-        kill(self._popen, self._kill_group)
+        self.held_up = kill(self._popen, self._kill_group)
         self._cut_off()
 
     def output(self, fd: int) -> bytes | None:

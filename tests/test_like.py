@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from changed import PR_SET_DUMPABLE, drop_capability, in_child, prctl
+from changed import PR_SET_DUMPABLE, drop_capability, in_child, join, prctl
 from child import wait_until_ended
 from conftest import (
     HAS_NAMESPACES_OF_PIDFDS,
@@ -1095,6 +1096,7 @@ def frozen_just_then(freezer, monkeypatch) -> Freezer:
 
 
 FROZEN = r"cgroup of /\S*nsjoin-like-\S*: .*: the cgroup is frozen.*thaw it.*cgroup="
+RUNS = [nsjoin.run_in, lambda *given, **more: asyncio.run(nsjoin.aio.run_in(*given, **more))]
 WITH_AND_WITHOUT_PID = pytest.mark.parametrize("types", [("pid", "uts"), ("uts",)])
 
 
@@ -1146,7 +1148,7 @@ def test_an_order_to_freeze_that_is_not_carried_out_yet_counts(freezer, monkeypa
 @requires_root
 @WITH_AND_WITHOUT_PID
 @pytest.mark.parametrize("level", [0, 1])
-@pytest.mark.parametrize("run", [nsjoin.run_in, lambda *given, **more: asyncio.run(nsjoin.aio.run_in(*given, **more))])
+@pytest.mark.parametrize("run", RUNS)
 def test_of_one_that_is_frozen_just_then_a_timeout_tells_and_nothing_stays(target, frozen_just_then, types, level, run):
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         run(target.pid, ["true"], namespaces=types, cgroup=frozen_just_then.names[level], timeout=0.3)
@@ -1154,6 +1156,32 @@ def test_of_one_that_is_frozen_just_then_a_timeout_tells_and_nothing_stays(targe
     assert re.search(FROZEN, str(caught.value.__cause__))
     assert not _launch._unreaped  # and it is frozen still
     assert frozen_just_then.processes() == ""
+
+
+def frozen_once_it_runs(freezer: Freezer, ready: Path) -> threading.Thread:
+    def freeze() -> None:
+        with open(ready, "rb") as fifo:  # until the program has opened it
+            fifo.read(1)
+        freezer.freeze()
+
+    thread = threading.Thread(target=freeze)
+    thread.start()
+    return thread
+
+
+@requires_root
+@pytest.mark.parametrize(("run", "kill_group"), zip(RUNS, [True, False]))
+def test_nor_does_a_program_hold_us_up_that_is_frozen_later(start, freezer, tmp_path, run, kill_group):
+    target = start("uts")
+    os.mkfifo(tmp_path / "ready")
+    thread = frozen_once_it_runs(freezer, tmp_path / "ready")
+    script = f"echo >{tmp_path}/ready; while :; do :; done"
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        run(target.pid, ["sh", "-c", script], cgroup=freezer.names[1], timeout=3, kill_group=kill_group)
+    join(thread)
+    assert caught.value.timeout == 3
+    assert re.search(FROZEN, str(caught.value.__cause__))
+    assert freezer.processes() == ""
 
 
 @requires_root
