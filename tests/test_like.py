@@ -1170,7 +1170,7 @@ def frozen_once_it_runs(freezer: Freezer, ready: Path) -> threading.Thread:
 
 
 @requires_root
-@pytest.mark.parametrize(("run", "kill_group"), zip(RUNS, [True, False]))
+@pytest.mark.parametrize(("run", "kill_group"), list(zip(RUNS, [True, False])))
 def test_nor_does_a_program_hold_us_up_that_is_frozen_later(start, freezer, tmp_path, run, kill_group):
     target = start("uts")
     os.mkfifo(tmp_path / "ready")
