@@ -1162,11 +1162,13 @@ def test_of_one_that_is_frozen_just_then_a_timeout_tells_and_nothing_stays(targe
 def test_nor_does_a_program_hold_us_up_that_is_frozen_later(start, freezer, run, kill_group):
     target = start("uts")
     file, frozen, _ = freezer.FILES[freezer.kind]
-    freeze_oneself = ["sh", "-c", f"echo {frozen} >{freezer.folder / file}; while :; do :; done"]
+    # what it reads it gets once its start is over
+    freeze_oneself = ["sh", "-c", f"read word; echo {frozen} >{freezer.folder / file}; while :; do :; done"]
+    keywords = {"cgroup": freezer.names[1], "kill_group": kill_group, "input": b"go\n"}
     for timeout in (1, 5, 25):  # the first that lets it get so far on this machine
         freezer.thaw()
         with pytest.raises(subprocess.TimeoutExpired) as caught:
-            run(target.pid, freeze_oneself, cgroup=freezer.names[1], timeout=timeout, kill_group=kill_group)
+            run(target.pid, freeze_oneself, timeout=timeout, **keywords)
         assert caught.value.timeout == timeout
         if caught.value.__cause__ is not None:
             break
