@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _procfs, _shim
@@ -16,9 +17,10 @@ from ._launch import Cgroup
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
+    from collections.abc import Sequence
 
     from ._process import Process
+    from .exceptions import NamespaceError
 
 
 class _Mount(NamedTuple):
@@ -53,7 +55,7 @@ def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
         return []
     mounts = _mounts()
     return [
-        _open(*_find(mounts, controllers, path, process), stack)
+        _open(*_find(mounts, controllers, path, process.words()), stack)
         for controllers, path in other.items()
         if not _is_only_theirs(controllers, mounts)
     ]
@@ -107,7 +109,7 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 
-def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, process: Process) -> tuple[_Mount, str]:
+def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, words: str) -> tuple[_Mount, str]:
     for mount in mounts:
         # the options of a mount of version 1 name its controllers among others: rw, xattr, release_agent=...
         if bool(mount.controllers) == bool(controllers) and controllers <= mount.controllers:
@@ -115,9 +117,7 @@ def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, process:
             if below is not None:
                 return mount, below
     hierarchy = ",".join(sorted(controllers)) or "cgroup2"
-    raise _error(
-        errno.ENOENT, path, f"the hierarchy {hierarchy} of {process.words()} is not mounted here, or not that part"
-    )
+    raise _error(errno.ENOENT, path, f"the hierarchy {hierarchy} of {words} is not mounted here, or not that part")
 
 
 _DIRECTORY = _shim.O_PATH | os.O_DIRECTORY
@@ -126,41 +126,149 @@ _PROCS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def _open(mount: _Mount, below: str, stack: ExitStack) -> Cgroup:
-    """The cgroup that is ``below`` the mount point, open in ``stack``. JoinError."""
-    place = os.path.normpath(f"{mount.point}/{below}")
+    """The cgroup that is ``below`` the mount point, open in ``stack``. JoinError, also where it is frozen."""
     try:
-        point = os.open(mount.point, _DIRECTORY | os.O_CLOEXEC)
-        try:
-            directory = _open_below(mount, point, below, _DIRECTORY, stack)
-        finally:
-            os.close(point)
-        procs = _open_below(mount, directory, "cgroup.procs", _PROCS, stack)
+        opened = _open_even_if_frozen(mount, below, stack)
+        held_up = _frozen(opened)
     except OSError as refused:
-        raise _error(refused.errno or 0, place, refusal(refused.errno)) from None
-    return Cgroup(directory, procs, not mount.controllers)
+        raise _error(refused.errno or 0, _place(mount, below), refusal(refused.errno)) from None
+    if held_up:
+        raise held_up
+    return opened
+
+
+def _open_even_if_frozen(mount: _Mount, below: str, stack: ExitStack) -> Cgroup:
+    directory, procs = _open_procs(mount, below, stack)
+    return Cgroup(directory, procs, not mount.controllers, _place(mount, below), _open_home(mount, stack))
+
+
+def _place(mount: _Mount, below: str) -> str:
+    return os.path.normpath(f"{mount.point}/{below}")
+
+
+def _open_procs(mount: _Mount, below: str, stack: ExitStack) -> tuple[int, int]:
+    """The directory of a cgroup and its file cgroup.procs. OSError."""
+    point = os.open(mount.point, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory = _open_below(mount, point, below, _DIRECTORY, stack)
+    finally:
+        os.close(point)
+    return directory, _open_below(mount, directory, "cgroup.procs", _PROCS, stack)
+
+
+def _open_home(mount: _Mount, stack: ExitStack) -> int:
+    """``Cgroup.home``; -1 too where our own cgroup cannot be seen, or may not be written to."""
+    if "freezer" not in mount.controllers:
+        return -1
+    paths = _paths(_procfs.read("thread-self/cgroup")).items()
+    own = next((path for controllers, path in paths if "freezer" in controllers), None)
+    below = mount.below(own) if own else None
+    try:
+        return -1 if below is None else _open_procs(mount, below, stack)[1]
+    except OSError:
+        return -1
 
 
 def _open_below(mount: _Mount, directory: int, name: str, flags: int, stack: ExitStack) -> int:
     """Open ``name`` in ``stack``, on the mount of ``directory`` and on no other: EXDEV. Whoever may mount here, as root
     of a container whose mounts come to us, could have put a file of his own, or one that never answers, on a cgroup."""
-    try:
-        fd = _shim.openat2_on_mount(directory, os.fsencode(name), flags | os.O_CLOEXEC)
-    except OSError as refused:
-        if refused.errno not in (errno.ENOSYS, errno.EPERM):  # before Linux 5.6, or a seccomp filter
-            raise
-        # before it is opened too: of a device that alone may do something
-        _check(mount, os.stat(name, dir_fd=directory, follow_symlinks=False))
-        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    fd = _shim.above_stdio(fd)
+    fd = _shim.above_stdio(_open_in(mount.device, directory, name, flags))
     stack.callback(os.close, fd)
-    _check(mount, os.fstat(fd))
+    _check(mount.device, os.fstat(fd))
     return fd
 
 
-def _check(mount: _Mount, status: os.stat_result) -> None:
+def _open_in(device: int, directory: int, name: str, flags: int) -> int:
+    try:
+        return _shim.openat2_on_mount(directory, os.fsencode(name), flags | os.O_CLOEXEC)
+    except OSError as refused:
+        if refused.errno not in (errno.ENOSYS, errno.EPERM):  # before Linux 5.6, or a seccomp filter
+            raise
+    # before it is opened too: of a device that alone may do something
+    _check(device, os.stat(name, dir_fd=directory, follow_symlinks=False))
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+
+
+def _check(device: int, status: os.stat_result) -> None:
     """OSError (EXDEV) for a file that is not of the cgroup hierarchy."""
-    if status.st_dev != mount.device:
+    if status.st_dev != device:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
+# --- frozen cgroups -----------------------------------------------------------------------------------------
+
+#: What moves into one stops there, the joiner too, and of version 1 it cannot even be killed.
+_FROZEN = (
+    "the cgroup is frozen, and the program would be as well: thaw it (resume or unpause the container), or name "
+    "another one with cgroup="
+)
+
+
+def why_it_hangs(cgroups: Sequence[Cgroup]) -> NamespaceError | None:
+    """The error for the first of these that is frozen by now, None if none is."""
+    for cgroup in cgroups:
+        try:
+            frozen = _frozen(cgroup)
+        except OSError:  # it has been removed
+            continue
+        if frozen:
+            return frozen
+    return None
+
+
+def of_child(pid: int, stack: ExitStack) -> list[Cgroup]:
+    """The cgroups in which a child of ours may be frozen, as far as we see them."""
+    try:
+        own, theirs = _paths(_procfs.read("thread-self/cgroup")), _paths(_procfs.read(f"{pid}/cgroup"))
+        other = {controllers: path for controllers, path in theirs.items() if own.get(controllers) != path}
+        mounts = _mounts() if other else []
+    except OSError:  # no /proc here, or it has ended
+        return []
+    found = []
+    for controllers, path in other.items():
+        with suppress(OSError):
+            found.append(_open_even_if_frozen(*_find(mounts, controllers, path, f"process {pid}"), stack))
+    return found
+
+
+def _frozen(cgroup: Cgroup) -> NamespaceError | None:
+    """The error if this cgroup is frozen, or about to be. OSError."""
+    is_frozen = _is_frozen_v2 if cgroup.is_v2 else _is_frozen_v1
+    return _error(errno.EBUSY, cgroup.place, _FROZEN) if is_frozen(cgroup.directory) else None
+
+
+def _is_frozen_v1(directory: int) -> bool:
+    """FROZEN or FREEZING, which it is as well if one above it is: freezer-subsystem.rst."""
+    return _read_in(directory, "freezer.state") not in ("", "THAWED")
+
+
+def _is_frozen_v2(directory: int) -> bool:
+    """Linux 5.2. From the order to the event takes as long as the slowest process; who comes meanwhile stops, too."""
+    return "frozen 1" in _read_in(directory, "cgroup.events").splitlines() or _is_to_be_frozen(directory)
+
+
+def _is_to_be_frozen(directory: int) -> bool:
+    """Whether cgroup.freeze says so, here or in a cgroup above, as far as that is mounted."""
+    device = os.fstat(directory).st_dev
+    with ExitStack() as stack:
+        while True:
+            if _read_in(directory, "cgroup.freeze") == "1":
+                return True
+            above = os.open("..", _DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            stack.callback(os.close, above)
+            if os.fstat(above).st_dev != device or os.path.sameopenfile(above, directory):
+                return False
+            directory = above
+
+
+def _read_in(directory: int, name: str) -> str:
+    """The text of a file of a cgroup; empty if this one has no such file."""
+    try:
+        fd = _open_in(os.fstat(directory).st_dev, directory, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        return ""
+    with open(fd, encoding="ascii") as file:
+        return file.read().strip()
 
 
 #: What the kernel means where a process may not move into a cgroup.
@@ -181,5 +289,5 @@ def refusal(number: int | None) -> str | None:
     return _REFUSALS.get(number or 0)
 
 
-def _error(number: int, path: str, reason: str | None) -> OSError:
+def _error(number: int, path: str, reason: str | None) -> NamespaceError:
     return error(JoinError, number, "cgroup", target=path, reason=reason)

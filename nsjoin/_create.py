@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from io import FileIO
 
-    from typing_extensions import Literal
+    from typing_extensions import Literal, Self
 
     from ._idmap import IdMap
     from ._nstype import NsType
@@ -119,10 +119,23 @@ class PidNamespace(Namespace):
 
     __slots__ = ("_holder",)
 
-    def __init__(self, fd: int, row: NsType, holder: _Holder) -> None:
-        """Take ownership of ``fd`` and ``holder``. Callers use ``create``."""
-        self._holder = holder  # first: once there is a descriptor, __del__ closes both
-        super().__init__(fd, row)
+    _holder: _Holder
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("only create('pid') makes a PidNamespace; Namespace(pid, 'pid') opens the one of a process")
+
+    @classmethod
+    def _owning(cls, fd: int, row: NsType) -> Self:
+        os.close(fd)
+        return cls(row)  # which raises
+
+    @classmethod
+    def _holding(cls, fd: int, row: NsType, holder: _Holder) -> Self:
+        """Take ownership of ``fd`` and ``holder``."""
+        made = cls.__new__(cls)
+        made._holder = holder  # first: once there is a descriptor, __del__ closes both
+        made._own(fd, row)
+        return made
 
     @property
     def pid(self) -> int:
@@ -187,8 +200,8 @@ def _make(wanted: _Wanted, user: Namespace | None = None) -> Namespace:
             # a new time namespace is that of children until an execve enters it (Linux 6.2)
             for_children = wanted.row is TIME
             if wanted.row is not PID:
-                return Namespace(process.open_namespace(wanted.row, for_children=for_children), wanted.row)
-            made = PidNamespace(process.open_namespace(wanted.row), wanted.row, holder)
+                return Namespace._owning(process.open_namespace(wanted.row, for_children=for_children), wanted.row)
+            made = PidNamespace._holding(process.open_namespace(wanted.row), wanted.row, holder)
             is_kept = True
             return made
     finally:

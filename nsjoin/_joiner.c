@@ -300,13 +300,35 @@ static void change_root(plan_t *plan)
     must(plan, SYS1(chroot, here));
 }
 
+/* From a directory that has been deleted, which has no path (ENOENT), to the first one above it that has; the first one is
+ * open then, else -1. The only way on from it is "..", which is where it was, for us as for the program, and which fails
+ * (ENOENT) if that is not below the root of its mount any more. So it is below our root if that directory is. */
+static long climb(plan_t *plan, char *path, long size)
+{
+    static const char here[] = ".", up[] = "..";
+    long deleted = -1, result;
+    for (int i = 0; (result = SYS3(getcwd, path, size, 0)) == -ENOENT && i < K_PATH_MAX; i++) {
+        plan->index = 1;
+        if (deleted < 0)
+            deleted = SYS5(openat, K_AT_FDCWD, here, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0);
+        must(plan, deleted);
+        must(plan, SYS1(chdir, up));
+    }
+    must(plan, result);
+    return deleted;
+}
+
 /* runc's CVE-2024-21626: a directory of ours, by a descriptor that leaked or a link in /proc, is no way out. */
 static void check_cwd(plan_t *plan)
 {
     char path[K_PATH_MAX];
-    must(plan, SYS3(getcwd, path, sizeof path, 0));
+    long deleted = climb(plan, path, sizeof path);
     if (path[0] != '/') /* "(unreachable)": getcwd(2), Linux 2.6.36 */
         fail(plan, -EXDEV);
+    if (deleted < 0)
+        return;
+    must(plan, SYS1(fchdir, deleted));
+    SYS1(close, deleted);
 }
 
 static void change_cwd(plan_t *plan)

@@ -147,11 +147,17 @@ class Witness(NamedTuple):
 
 
 class Cgroup(NamedTuple):
-    """A cgroup to move into: its directory, its file cgroup.procs, and whether it is of version 2."""
+    """A cgroup to move into: its directory, its file cgroup.procs, whether it is of version 2, and where it is.
+
+    ``home`` is the file cgroup.procs of the caller's own cgroup where this one's hierarchy is the freezer of version 1,
+    else -1: what is frozen by that cannot be killed before it is out of there.
+    """
 
     directory: int
     procs: int
     is_v2: bool
+    place: str = ""
+    home: int = -1
 
 
 NO_ATTRIBUTES = Attributes()
@@ -442,7 +448,11 @@ def wait(launching: Generator[int, None, T], deadline: float | None = None) -> T
     """
     try:
         while True:
-            _wait_for_news(next(launching), deadline)
+            barrier = next(launching)
+            try:
+                _wait_for_news(barrier, deadline)
+            except Expired as expired:
+                launching.throw(expired)  # ends what was started, and may know what it waited for
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
@@ -478,7 +488,7 @@ def _run(job: Job, work: Any, image: int) -> Launch:
         raise  # nothing is left of it
     except BaseException:
         job.pid = 0
-        _abort(work, leads_group=job.leads_group)
+        _abort(work, job)
         raise
 
 
@@ -580,19 +590,21 @@ def _settle(job: Job, work: Any) -> int:
     raise Failed(At(at), index, number)
 
 
-def _abort(work: Any, *, leads_group: bool) -> None:
+def _abort(work: Any, job: Job) -> None:
     """End what the launch has started. The joiner first: while it lives it may still clone; then what it has cloned.
 
-    ``leads_group``: with its process group. The program may run already, and have children.
+    The program may run already, and have children: if it leads its process group, all of that ends.
     """
+    home = max((cgroup.home for cgroup in job.attributes.cgroups), default=-1)
     try:
-        end(work.joiner, leads_group=leads_group)
+        end(work.joiner, leads_group=job.leads_group, home=home)
     finally:
-        end(_report(work)[0], leads_group=leads_group)
+        end(_report(work)[0], leads_group=job.leads_group, home=home)
 
 
-def end(pid: int, *, leads_group: bool = False) -> None:
-    """Kill and reap a child of ours; one that hangs in the kernel is reaped by a later launch."""
+def end(pid: int, *, leads_group: bool = False, home: int = -1) -> None:
+    """Kill and reap a child of ours; one that hangs in the kernel is reaped by a later launch. ``home``: of ``Cgroup``,
+    where it goes once it has been killed."""
     if pid <= 0:
         return
     try:
@@ -612,8 +624,19 @@ def end(pid: int, *, leads_group: bool = False) -> None:
         pass  # it has ended just now, and the kernel has reaped it, since SIGCHLD is ignored here
     if leads_group:
         _kill_group(pid)
+    bring_home(pid, home)
     if _reap(pid, _REAP_SECONDS):
         _unreaped.discard(pid)  # another thread's launch may have reaped it meanwhile
+
+
+def bring_home(pid: int, home: int) -> None:
+    """Out of a cgroup that may be frozen: it thaws, and what has been sent to it reaches it. -1: not to be had."""
+    if home < 0:
+        return
+    try:
+        os.write(home, b"%d" % pid)
+    except OSError:  # it has ended (ESRCH), or we may not: then a later launch reaps it
+        return
 
 
 def _kill_group(leader: int) -> None:

@@ -49,14 +49,26 @@ class NamespaceId(NamedTuple):
 class Namespace:
     """One open namespace; the descriptor keeps it alive, also when its last process has ended.
 
-    A context manager that closes itself. Two are equal if they are the same namespace; ``nstype`` and ``id`` can be
-    read when closed. ioctl_nsfs(2), namespaces(7).
+    ``Namespace(pid, nstype)`` is ``Namespace.from_pid(pid, nstype)``. A context manager that closes itself. Two are
+    equal if they are the same namespace; ``nstype`` and ``id`` can be read when closed. ioctl_nsfs(2), namespaces(7).
     """
 
     __slots__ = ("__weakref__", "_fd", "_id", "_row")
 
-    def __init__(self, fd: int, row: NsType) -> None:
-        """Take ownership of ``fd``. Callers use ``from_pid``, ``from_path``, ``from_fd`` and ``current``."""
+    def __init__(self, pid: int, nstype: str, *, for_children: bool = False) -> None:
+        """As ``from_pid``."""
+        row = lookup(nstype)
+        with Process(pid) as process:
+            self._own(process.open_namespace(row, for_children=for_children), row)
+
+    @classmethod
+    def _owning(cls, fd: int, row: NsType) -> Self:
+        """Take ownership of ``fd``, which is a namespace of the type ``row``."""
+        made = cls.__new__(cls)
+        made._own(fd, row)
+        return made
+
+    def _own(self, fd: int, row: NsType) -> None:
         self._fd = -1
         self._row = row
         fd = _shim.above_stdio(fd)
@@ -75,9 +87,7 @@ class Namespace:
         ``for_children`` is for ``"pid"`` and ``"time"``: /proc/PID/ns/pid_for_children and time_for_children.
         TargetGoneError, NamespacePermissionError, NamespaceError; TypeError and ValueError for bad arguments.
         """
-        row = lookup(nstype)
-        with Process.from_pid(pid) as process:
-            return cls(process.open_namespace(row, for_children=for_children), row)
+        return cls(pid, nstype, for_children=for_children)
 
     @classmethod
     def from_path(cls, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Self:
@@ -126,7 +136,7 @@ class Namespace:
         row = lookup(nstype)
         if for_children and row.children is None:
             raise ValueError(f"a {nstype} namespace has no other one for children: only pid and time do")
-        return cls(own_namespace(row, for_children=for_children), row)
+        return cls._owning(own_namespace(row, for_children=for_children), row)
 
     @classmethod
     def _of(cls, fd: int, words: str) -> Self:
@@ -136,7 +146,7 @@ class Namespace:
             os.close(fd)
             reason = "an unknown type of namespace" if isinstance(refused, KeyError) else "not a namespace file"
             raise NotANamespaceError(errno.EINVAL, "open", target=words, reason=reason) from None
-        return cls(fd, row)
+        return cls._owning(fd, row)
 
     @property
     def nstype(self) -> str:
@@ -236,7 +246,7 @@ class Namespace:
         raise TypeError(f"cannot copy or pickle {self!r}: it owns a descriptor (from_fd gives another one)")
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # it has none where a signal handler has raised before the first line
+        if getattr(self, "_fd", -1) >= 0:  # it has none where the arguments were wrong, or a signal handler raised
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

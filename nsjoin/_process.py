@@ -50,8 +50,18 @@ class Process:
 
     __slots__ = ("__weakref__", "_pid", "_pidfd", "_proc")
 
-    def __init__(self, pid: int, pidfd: int, proc: int = -1) -> None:
-        """Take ownership of the descriptors. Callers use ``from_pid`` and ``from_pidfd``."""
+    def __init__(self, pid: int) -> None:
+        """As ``from_pid``."""
+        self._own(pid, *_pin(pid))
+
+    @classmethod
+    def _owning(cls, pid: int, pidfd: int, proc: int = -1) -> Self:
+        """Take ownership of the descriptors of the process ``pid``."""
+        made = cls.__new__(cls)
+        made._own(pid, pidfd, proc)
+        return made
+
+    def _own(self, pid: int, pidfd: int, proc: int = -1) -> None:
         self._pid = pid
         self._proc = proc
         self._pidfd = pidfd  # the last: __del__ goes by it
@@ -62,31 +72,14 @@ class Process:
 
         ValueError for a number that is no pid, TargetGoneError if there is no such process. pidfd_open(2).
         """
-        if isinstance(pid, bool) or not isinstance(pid, int):
-            raise TypeError(f"a pid is an int, not {type(pid).__name__}")
-        if pid <= 0:
-            raise ValueError(f"a pid is positive, not {pid}")
-        try:
-            try:
-                pidfd = _shim.pidfd_open(pid)
-            except OSError as refused:
-                if refused.errno not in _IS_A_THREAD:
-                    raise
-                pidfd = _shim.pidfd_open(pid, _shim.PIDFD_THREAD)
-        except OSError as refused:
-            if refused.errno in _NO_PIDFD:
-                return cls(pid, -1, _open_own_proc(pid))
-            raise error(NamespaceError, refused.errno or 0, "pidfd_open", target=f"process {pid}") from None
-        except OverflowError:
-            raise error(NamespaceError, errno.ESRCH, "pidfd_open", target=f"process {pid}") from None
-        return cls(pid, _shim.above_stdio(pidfd))
+        return cls(pid)
 
     @classmethod
     def from_pidfd(cls, pidfd: int) -> Self:
         """Pin the process of ``pidfd``, which is duplicated and stays the caller's. TargetGoneError if it has ended."""
         own = _shim.duplicate(pidfd)
         try:
-            return cls(_pid_of(own), own)
+            return cls._owning(_pid_of(own), own)
         except BaseException:
             os.close(own)
             raise
@@ -250,7 +243,8 @@ class Process:
         raise TypeError(f"cannot copy or pickle {self!r}: it owns descriptors (from_pidfd gives another one)")
 
     def __del__(self) -> None:
-        if hasattr(self, "_pidfd") and not self.closed:  # it has none where a signal handler has raised in __init__
+        # it has none where the arguments were wrong, or a signal handler has raised
+        if hasattr(self, "_pidfd") and not self.closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
@@ -286,6 +280,28 @@ class Process:
                 return _hidden_reason(self._pid)
             return f"{missing_type(row)}; or /proc does not show them"
         return None
+
+
+def _pin(pid: int) -> tuple[int, int]:
+    """A pidfd of the process ``pid`` and -1, or -1 and its open /proc directory where the kernel gives no pidfd."""
+    if isinstance(pid, bool) or not isinstance(pid, int):
+        raise TypeError(f"a pid is an int, not {type(pid).__name__}")
+    if pid <= 0:
+        raise ValueError(f"a pid is positive, not {pid}")
+    try:
+        try:
+            pidfd = _shim.pidfd_open(pid)
+        except OSError as refused:
+            if refused.errno not in _IS_A_THREAD:
+                raise
+            pidfd = _shim.pidfd_open(pid, _shim.PIDFD_THREAD)
+    except OSError as refused:
+        if refused.errno in _NO_PIDFD:
+            return -1, _open_own_proc(pid)
+        raise error(NamespaceError, refused.errno or 0, "pidfd_open", target=f"process {pid}") from None
+    except OverflowError:
+        raise error(NamespaceError, errno.ESRCH, "pidfd_open", target=f"process {pid}") from None
+    return _shim.above_stdio(pidfd), -1
 
 
 def _pid_of(pidfd: int) -> int:

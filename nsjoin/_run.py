@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, overload
 
-from ._launch import Expired
+from . import _cgroup
+from ._launch import Expired, bring_home
 from ._spawn import Popen
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from ._keywords import Command, SpawnKeywords
     from ._target import TargetLike
+    from .exceptions import NamespaceError
 
 STATUS_IS_LOST = (
     "the program has ended, but its exit status is lost: this process ignores SIGCHLD, or something in it has waited "
@@ -143,17 +146,17 @@ def run_in(
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         process = Popen(args, target=target, _deadline=deadline, _new_group=kill_group, **popen_kwargs)
-    except Expired:
-        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
+    except Expired as expired:
+        raise subprocess.TimeoutExpired(args, timeout or 0.0) from expired.__cause__
     with process:
         try:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             stdout, stderr = process.communicate(input, timeout=left)
         except subprocess.TimeoutExpired as expired:
-            kill(process, kill_group)
+            held_up = kill(process, kill_group)
             process.wait()
             expired.timeout = timeout or 0.0
-            raise
+            raise expired from held_up
         except BaseException:
             kill(process, kill_group)
             raise
@@ -178,10 +181,21 @@ def choose_streams(keywords: dict[str, Any], given: Any, capture_output: bool) -
         keywords["stdout"] = keywords["stderr"] = subprocess.PIPE
 
 
-def kill(process: Popen[Any], group: bool) -> None:
-    """Kill the program, or the whole process group that it leads."""
+def kill(process: Popen[Any], group: bool) -> NamespaceError | None:
+    """Kill the program, or the whole process group that it leads; the result is what has held it up, if that is known.
+
+    In a frozen cgroup of version 1 nothing ends before it is thawed: the program is moved out of it.
+    """
     # the leader has not been waited for, so its number is still its group's
     if group and process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
+    if process.returncode is not None:
+        return None
+    with ExitStack() as stack:
+        cgroups = _cgroup.of_child(process.pid, stack)
+        held_up = _cgroup.why_it_hangs(cgroups)
+        for cgroup in cgroups if held_up else ():
+            bring_home(process.pid, cgroup.home)
+        return held_up

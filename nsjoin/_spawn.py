@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
@@ -57,7 +58,56 @@ def execute_child_arguments(function: Any = subprocess.Popen._execute_child) -> 
 _ARGUMENTS = execute_child_arguments()
 #: (uid_t)-1: what setresuid(2) takes for "unchanged", so it is nobody's id
 _NO_ID = (1 << 32) - 1
-_PREEXEC_FN = 5  # its index among the positional arguments of subprocess.Popen after args
+#: The arguments of subprocess.Popen behind args that may be given by position.
+_BY_POSITION = (
+    *("bufsize", "executable", "stdin", "stdout", "stderr", "preexec_fn", "close_fds", "shell", "cwd", "env"),
+    *("universal_newlines", "startupinfo", "creationflags", "restore_signals", "start_new_session", "pass_fds"),
+)
+#: What subprocess.Popen.__init__ hands to _execute_child as it is, and what it is by default.
+_HANDED_ON: dict[str, Any] = {
+    "executable": None,
+    "close_fds": True,
+    "pass_fds": (),
+    "cwd": None,
+    "env": None,
+    "shell": False,
+    "restore_signals": True,
+    "start_new_session": False,
+    "umask": -1,
+    "process_group": None,
+}
+#: What it makes numbers of.
+_MADE_NUMBERS = {"user": "uid", "group": "gid", "extra_groups": "gids"}
+_PREEXEC_FN_IS_REFUSED = (
+    "preexec_fn is not supported: between here and the program no Python runs, since it would run inside the target; "
+    "use the other arguments, or call_in"
+)
+
+
+def _bind(positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Add what was given by position to ``keywords``. TypeError."""
+    if len(positional) > len(_BY_POSITION):
+        raise TypeError(f"Popen takes {len(_BY_POSITION) + 1} arguments by position, not {len(positional) + 1}")
+    for name, value in zip(_BY_POSITION, positional):
+        if name in keywords:
+            raise TypeError(f"Popen got multiple values for argument {name!r}")
+        keywords[name] = value
+
+
+def _asked(args: Any, keywords: dict[str, Any]) -> dict[str, Any]:
+    """What the caller asks for, by the names of _execute_child's arguments.
+
+    Kept here because subprocess.Popen.__init__ may be somebody else's by now: sentry-sdk's patch makes a copy of
+    os.environ where env is None. So it is a copy of what can be changed on the way, too.
+    """
+    asked = {name: keywords.get(name, default) for name, default in _HANDED_ON.items()}
+    asked["args"] = args[:] if isinstance(args, (list, tuple)) else args
+    if isinstance(asked["env"], Mapping):
+        asked["env"] = dict(asked["env"].items())
+    asked["close_fds"] = asked["close_fds"] or bool(asked["pass_fds"])
+    asked["process_group"] = -1 if asked["process_group"] is None else asked["process_group"]
+    asked.update({name: None for keyword, name in _MADE_NUMBERS.items() if keywords.get(keyword) is None})
+    return asked
 
 
 class _Command(NamedTuple):
@@ -119,6 +169,8 @@ class Popen(subprocess.Popen[AnyStr]):
     of the last two. ``namespaces``: the types to join, None for all that differ from this thread's. ``fork=False`` is
     ``nsenter --no-fork``: the program itself stays outside the PID namespace, only its children are born inside.
 
+    What is asked for here counts, whatever a patch of subprocess.Popen.__init__ (a tracer's) makes of it.
+
     The process is a direct child of ours, ``pid`` is its number as we see it, ``returncode`` its own. With mnt joined,
     its root is the target's, ``cwd`` and ``args[0]`` are looked up there, and ``cwd=None`` is ``/``. With user joined
     it runs as uid and gid 0 of that namespace where those are mapped, without supplementary groups where the kernel
@@ -142,10 +194,11 @@ class Popen(subprocess.Popen[AnyStr]):
     What cannot be had is a JoinError. Resource limits, umask and seccomp filters are never taken over.
 
     - ``env``, ``cwd``, ``user``, ``group``, ``extra_groups``: also as subprocess takes them. ``TARGET`` ids are the
-      effective ones at exec; those of a user namespace are translated through its maps.
+      effective ones at exec; those of a user namespace are translated through its maps. The target's working directory
+      may have been deleted.
     - ``cgroup``: or its path as in /proc/PID/cgroup, in every hierarchy that has it (cgroups(7)); of version 2 the
       program is born in it where pid is joined too (Linux 5.7). A target's hierarchy of version 1 that has only a name
-      is left out where it is not mounted here.
+      is left out where it is not mounted here. One that is frozen, as a paused container's, is a JoinError (EBUSY).
     - ``capabilities``: or names such as ``{"net_admin"}``: these in every set and no others, so that they outlast exec
       without root too. Bounding, permitted, effective, inheritable and ambient sets; root gets the bounding set at exec
       (capabilities(7)). Those of a target count in its user namespace, which has to be joined then.
@@ -162,6 +215,8 @@ class Popen(subprocess.Popen[AnyStr]):
 
     _checked_target: Openable
     _choice: _like.Choice | None
+    _args: Any
+    _asked: dict[str, Any]
     _unshare: int
     _wanted: tuple[NsType, ...] | None
     _fork: bool
@@ -263,12 +318,9 @@ class Popen(subprocess.Popen[AnyStr]):
         _new_group: bool = False,
         **keywords: Any,
     ) -> None:
-        preexec_fn = positional[_PREEXEC_FN] if len(positional) > _PREEXEC_FN else None
-        if preexec_fn is not None or keywords.get("preexec_fn") is not None:
-            raise TypeError(
-                "preexec_fn is not supported: between here and the program no Python runs, since it would run inside "
-                "the target; use the other arguments, or call_in"
-            )
+        _bind(positional, keywords)
+        if keywords.get("preexec_fn") is not None:
+            raise TypeError(_PREEXEC_FN_IS_REFUSED)
         self._choice = _like.choose(keywords, like_target=like_target)
         self._checked_target = checked = check_target(target)
         self._wanted = None if namespaces is None else select(namespaces)
@@ -283,21 +335,33 @@ class Popen(subprocess.Popen[AnyStr]):
             raise ValueError("the kernel makes no new PID namespace within one that is joined: name pid only once")
         self._deadline = _deadline
         self._new_group = _new_group
+        self._init_subprocess(args, keywords)
+
+    def _init_subprocess(self, args: Any, keywords: dict[str, Any]) -> None:
+        """subprocess.Popen.__init__, or whatever has been put in its place."""
         if not isinstance(args, (list, tuple, str, bytes, os.PathLike)):
             args = list(args)  # an iterator can be looked into only once
         if isinstance(args, (list, tuple)) and not args:
             raise ValueError("args is empty")
-        if not any(keywords.get(name) is not None for name in ("user", "group", "extra_groups")):
-            super().__init__(args, *positional, **keywords)
+        self._args, self._asked = args, _asked(args, keywords)
+        for name in ("env", "cwd"):
+            if keywords.get(name) is TARGET:
+                keywords[name] = None  # nobody on the way has to know what TARGET is
+        if isinstance(keywords.get("env"), Mapping):
+            keywords["env"] = dict(keywords["env"].items())  # ddtrace adds to it: not to the caller's own
+        if not any(keywords.get(name) is not None for name in _MADE_NUMBERS):
+            super().__init__(args, **keywords)
             return
         if not isinstance(keywords.get("extra_groups"), (str, type(None))):
             keywords["extra_groups"] = list(keywords["extra_groups"])  # it is looked into twice
         with _named_ids(self, keywords):
-            super().__init__(args, *positional, **keywords)
+            super().__init__(args, **keywords)
 
     def _execute_child(self, *arguments: Any) -> None:
         """Overrides subprocess.Popen: everything up to a running program."""
         given = dict(zip(_ARGUMENTS, arguments))
+        given.update(self._asked)
+        self.args = self._args
         if self._netns_etc and given["cwd"] is None:
             given["cwd"] = os.getcwd()  # that mount namespace is a copy of ours
         choice = self._choose(given)
@@ -323,7 +387,7 @@ class Popen(subprocess.Popen[AnyStr]):
             raise
 
     def _choose(self, given: dict[str, Any]) -> _like.Choice | None:
-        """env and cwd of the target too, which may have been given by position."""
+        """env and cwd of the target too."""
         choice = self._choice
         whole = choice is not None and choice.whole
         if whole:

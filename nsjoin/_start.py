@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import _capabilities, _cgroup, _identity, _like, _ownership, _plan, _reason, _shim
-from ._launch import At, Failed, Witness
+from ._launch import At, Expired, Failed, Witness
 from ._namespace import Namespace
 from ._nstype import BY_FLAG, BY_NAME, NSTYPES, mask
 from ._process import FIRST_USER_NAMESPACE, missing_type, own_inodes
-from ._target import OpenTarget
+from ._target import TARGET, OpenTarget
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
@@ -93,11 +93,21 @@ def _start_like(
             attributes, theirs = _like.read(choice, target.process, wanted, stack)
             job.attributes = attributes._replace(empty_environ=may_be_empty)
             job.ids = job.ids._replace(theirs=theirs)
+        stack.enter_context(_naming_what_hangs(job))
         if target.process is None:
             chosen = _chosen(target.namespaces, wanted)
             stack.enter_context(_prepared(job, None, tuple(BY_NAME[namespace.nstype] for namespace in chosen)))
             return (yield from _start_by_descriptors(job, target, chosen, fork))
         return (yield from _start_by_process(job, target, target.process, wanted, fork))
+
+
+@contextmanager
+def _naming_what_hangs(job: Startable) -> Iterator[None]:
+    """Where the start takes too long: a cgroup that has been frozen since it was opened is the cause of ``Expired``."""
+    try:
+        yield
+    except Expired as expired:
+        raise expired from _cgroup.why_it_hangs(job.attributes.cgroups)
 
 
 def _start_by_process(
@@ -292,8 +302,9 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
         return _join_error(failed, target, step, "mnt", needs)
     if failed.at == At.CLONE and failed.errno == errno.ENOMEM:
         return _join_error(failed, target, "clone", "pid", _reason.DEAD_PID_NAMESPACE)
-    if failed.at == At.CWD and failed.errno == errno.EXDEV:
-        return _join_error(failed, target, "chdir", "mnt", _OUTSIDE)
+    if failed.at == At.CWD and (failed.index == 1 or failed.errno == errno.EXDEV or cwd is TARGET):
+        reason = _DELETED if failed.index == 1 else _OUTSIDE if failed.errno == errno.EXDEV else _THEIRS
+        return _join_error(failed, target, "chdir", "mnt", reason)
     if failed.at == At.UNSHARE and failed.index == 1:
         return _join_error(failed, target, "mount", "mnt", _NO_MOUNT_POINT if failed.errno == errno.EINVAL else None)
     if failed.at in _STEPS:
@@ -321,6 +332,11 @@ _CALLS = {
     At.CLONE: ("clone",),
 }
 _NO_MOUNT_POINT = "the program's root directory is no mount point, so that its mounts cannot be made private"
+_DELETED = (
+    "this directory has been deleted, and where it was is not below the target's root, so it could be a way out of it: "
+    "name another one with cwd="
+)
+_THEIRS = "this is the target's own working directory; cwd= names another one"
 _OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
 
 

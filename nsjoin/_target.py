@@ -55,8 +55,9 @@ TARGET = AsTarget.TARGET
 class Target(Process):
     """One process, pinned: its pid cannot come to mean another one while this is open.
 
-    A context manager that closes itself. Race-free: a pidfd (Linux 5.3), by which the kernel gives the namespaces too
-    (Linux 6.11); before that, /proc/PID held open and checked. pidfd_open(2).
+    ``Target(pid)`` is ``Target.from_pid(pid)``. A context manager that closes itself. Race-free: a pidfd (Linux 5.3),
+    by which the kernel gives the namespaces too (Linux 6.11); before that, /proc/PID held open and checked.
+    pidfd_open(2).
     """
 
     __slots__ = ()
@@ -67,7 +68,7 @@ class Target(Process):
         TargetGoneError, NamespacePermissionError, NamespaceError; ValueError if closed or for an unknown type.
         """
         row = lookup(nstype)
-        return Namespace(self.open_namespace(row, for_children=for_children), row)
+        return Namespace._owning(self.open_namespace(row, for_children=for_children), row)
 
     def namespaces(self) -> dict[str, Namespace]:
         """Open every namespace that the process is in, by type; the caller closes them."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ._keywords import Command, RunKeywords
     from ._launch import Launch
     from ._target import TargetLike
+    from .exceptions import NamespaceError
 
 __all__ = ["call_in", "run_in", "spawn_in"]
 
@@ -106,13 +107,13 @@ async def run_in(
             popen = await _launch(target, args, deadline, keywords, pin)
             run = _Run(popen, kill_group)
             await run.start(deadline)
-    except Expired:
-        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
+    except Expired as expired:
+        raise subprocess.TimeoutExpired(args, timeout or 0.0) from expired.__cause__
     await run.finish(input, deadline)
     returncode, stdout, stderr = popen.returncode, run.output(1), run.output(2)
     assert returncode is not None
     if run.expired:
-        raise subprocess.TimeoutExpired(popen.args, timeout or 0.0, stdout, stderr)
+        raise subprocess.TimeoutExpired(popen.args, timeout or 0.0, stdout, stderr) from run.held_up
     if popen._status_is_lost:
         raise ChildProcessError(errno.ECHILD, STATUS_IS_LOST)
     if check and returncode:
@@ -165,7 +166,10 @@ class _Popen(Popen[bytes]):
         """Wait until the program runs, or raise why it does not, or Expired."""
         try:
             while True:
-                await _until_readable(self._barrier, deadline)
+                try:
+                    await _until_readable(self._barrier, deadline)
+                except Expired as expired:
+                    self._launching.throw(expired)  # ends what was started, and may know what it waited for
                 self._barrier = next(self._launching)
         except StopIteration as stop:
             self._started(stop.value, self._all_pipes)
@@ -241,8 +245,8 @@ async def _look_up_names(
 def _copy(process: Target) -> Target:
     pidfd = process.pidfd
     if pidfd < 0:
-        return Target(process.pid, -1, os.dup(process.proc()))
-    return Target(process.pid, os.dup(pidfd))
+        return Target._owning(process.pid, -1, os.dup(process.proc()))
+    return Target._owning(process.pid, os.dup(pidfd))
 
 
 # --- waiting ------------------------------------------------------------------------------------------------
@@ -478,6 +482,7 @@ class _Run(_Program):
     def __init__(self, popen: _Popen, kill_group: bool) -> None:
         super().__init__(popen)
         self.expired = False
+        self.held_up: NamespaceError | None = None
         self._kill_group = kill_group
         self._output: dict[int, list[bytes]] = {
             fd: [] for fd, file in ((1, popen.stdout), (2, popen.stderr)) if file is not None
@@ -531,7 +536,7 @@ class _Run(_Program):
         self._kill()
 
     def _kill(self) -> None:
-        kill(self._popen, self._kill_group)
+        self.held_up = kill(self._popen, self._kill_group)
         self._cut_off()
 
     def output(self, fd: int) -> bytes | None:

@@ -73,7 +73,7 @@ class NamespaceInfo(NamedTuple):
 
 def _of_socket(number: int, fd: int) -> Namespace:
     try:
-        return Namespace(_survey.open_socket_namespace(number, fd), BY_NAME["net"])
+        return Namespace._owning(_survey.open_socket_namespace(number, fd), BY_NAME["net"])
     except OSError as refused:
         raise error(NamespaceError, refused.errno or 0, "SIOCGSKNS", target=f"descriptor {fd} of {number}") from None
 

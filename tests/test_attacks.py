@@ -670,6 +670,46 @@ def test_without_that_check_the_program_is_outside(jailed, weaken):
     assert "hostname" in done.stdout.split()
 
 
+#: Where the target's working directory was, outside of its root, before it was deleted; "{}" is a folder out there.
+DELETED_OUTSIDE = {
+    "beside the root": "mkdir {}/d; cd {}/d; rmdir {}/d",
+    "with those above it": "mkdir -p {}/a/b/c; cd {}/a/b/c; rm -r {}/a",
+    # ".." has to fail there, since the root of the mount is not above it any more
+    "moved out of a mount": "mkdir -p {}/a/d {}/jail/inner; mount --bind {}/a {}/jail/inner; cd {}/jail/inner/d; "
+    "mv {}/a/d {}/d; rmdir {}/d",
+    "on a mount that is gone": "mount -t tmpfs none {}/a; mkdir {}/a/d; cd {}/a/d; rmdir {}/a/d; umount -l {}/a",
+}
+
+
+@pytest.fixture(params=DELETED_OUTSIDE)
+def deleted_outside(request, start, folder) -> Running:
+    """A target like ``jailed``, whose working directory has been deleted."""
+    jail = f"mkdir -p {folder}/jail/bin {folder}/jail/proc {folder}/a; cp /bin/busybox {folder}/jail/bin/busybox"
+    go = DELETED_OUTSIDE[request.param].replace("{}", str(folder))
+    chroot = 'import os, signal, sys; os.chroot(sys.argv[1]); print("end", flush=True); signal.pause()'
+    command = [sys.executable, "-I", "-c", chroot, f"{folder}/jail"]
+    mounts = f"mount -t proc none {folder}/jail/proc"
+    running = start("user", "mnt", "pid", program=f"{jail}; {mounts}; {go}; exec {shlex.join(command)}")
+    assert running.process.stdout.readline() == "end\n"
+    return running
+
+
+@requires_program("busybox")
+@pytest.mark.parametrize("cwd", [nsjoin.TARGET, "/proc/1/cwd"])
+def test_nor_is_one_that_has_been_deleted(deleted_outside, cwd):
+    with pytest.raises(nsjoin.JoinError, match="been deleted.*name another one with cwd=") as caught:
+        nsjoin.run_in(deleted_outside.pid, WHERE, cwd=cwd)
+    assert caught.value.step == "chdir"
+
+
+@requires_program("busybox")
+@pytest.mark.parametrize("deleted_outside", ["beside the root"], indirect=True)
+def test_without_a_look_at_where_it_was_the_program_is_outside(deleted_outside, weaken):
+    weaken("    if (path[0] != '/') /*", "    if (deleted < 0 && path[0] != '/') /*")
+    done = nsjoin.run_in(deleted_outside.pid, [*WHERE, ".."], cwd=nsjoin.TARGET, capture_output=True, text=True)
+    assert "jail" in done.stdout.split()
+
+
 @requires_program("busybox")
 @pytest.mark.parametrize("cwd", [None, "/", "/inner", "/link", "/proc/1/root", "inner/.."])
 def test_a_working_directory_inside_is_taken(jailed, cwd):

@@ -81,6 +81,9 @@ ROWS = {
     "a file that is not there": Row("--net=/nowhere true", status=1),
     # directories
     "the target's working directory": Row("-t {pid} -m -w pwd", says="/tmp"),
+    "the target's working directory, though it has been deleted": Row(
+        "-t {deleted} -m -p -w", "readlink /proc/self/cwd", says="/mnt/gone (deleted)"
+    ),
     "a directory for working in": Row("-t {pid} -u -w{tmp} pwd", says="{tmp}"),
     "a directory for working in, by its long name": Row("--wd={tmp} pwd", says="{tmp}"),
     "a directory in there": Row("-t {pid} -m -W /etc pwd", says="/etc"),
@@ -209,6 +212,10 @@ _ROOT_OF_ITS_OWN = (
 _ALL = "--mount --uts --ipc --net --pid --cgroup --fork --mount-proc"
 TARGETS = {
     "pid": (_ALL, "mount -t tmpfs none /mnt; touch /mnt/inside; cd /tmp; echo ready; exec sleep infinity"),
+    "deleted": (
+        _ALL,
+        "mount -t tmpfs none /mnt; mkdir /mnt/gone; cd /mnt/gone; rmdir /mnt/gone; echo ready; exec sleep infinity",
+    ),
     "user": ("--map-root-user --uts --fork", "echo ready; exec sleep infinity"),
     "unmapped": ("--user --fork", "echo ready; exec sleep infinity"),
     "time": ("--time --boottime 1000 --uts --fork", "echo ready; exec sleep infinity"),

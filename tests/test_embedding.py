@@ -160,3 +160,58 @@ def test_one_that_has_forked_since(target):
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     assert_right(run_program(prelude, target.pid))
+
+
+# --- tracers, which put a function of their own in the place of subprocess.Popen.__init__ -----------------------------
+
+
+def secret_of_the_caller(prelude: str, pid: int, keywords: str) -> list[str]:
+    """Whether a program inside sees it: from run_in, and from aio.run_in."""
+    epilogue = f"""
+    import asyncio
+    from nsjoin import TARGET, aio
+    wanted = {{"capture_output": True, **{keywords}}}
+    found = [run_in(pid, ["/usr/bin/env"], **wanted), asyncio.run(aio.run_in(pid, ["/usr/bin/env"], **wanted))]
+    outcome["secret"] = ["seen" if b"SECRET=" in one.stdout else "unseen" for one in found]
+    """
+    own = "os.environ['SECRET'] = 'of the caller'\n"
+    outcome = run_program(own + textwrap.dedent(prelude), pid, epilogue=epilogue)
+    assert_right(outcome)
+    found: list[str] = outcome["secret"]
+    return found
+
+
+SENTRY = """
+import sentry_sdk
+sentry_sdk.init(dsn=None, traces_sample_rate=1.0)
+sentry_sdk.start_transaction(name="a request").__enter__()
+"""
+#: ddtrace's, which is large to install, on the same point: it changes the caller's own dict, too.
+LIKE_DDTRACE = """
+import subprocess
+real = subprocess.Popen.__init__
+def init(self, *args, env=None, **keywords):
+    if env is None:
+        env = dict(os.environ)
+    env.update(SECRET="of the tracer")
+    real(self, *args, env=env, **keywords)
+subprocess.Popen.__init__ = init
+"""
+TRACERS = {"sentry": SENTRY, "one like ddtrace": LIKE_DDTRACE}
+
+
+@pytest.fixture(params=TRACERS)
+def tracer(request) -> str:
+    if request.param == "sentry":
+        pytest.importorskip("sentry_sdk")
+    return TRACERS[request.param]
+
+
+@pytest.mark.parametrize("keywords", ["dict(like_target=True)", "dict(env=TARGET)", "dict(env={'A': 'b'})"])
+def test_no_tracer_gives_the_environment_of_the_caller_to_the_target(target, tracer, keywords):
+    assert secret_of_the_caller(tracer, target.pid, keywords) == ["unseen", "unseen"]
+
+
+def test_where_what_the_caller_asks_for_is_not_kept_a_tracer_gives_it(target, tracer):
+    forget = "import nsjoin._spawn\nnsjoin._spawn._asked = lambda args, keywords: {}\n"
+    assert secret_of_the_caller(tracer + forget, target.pid, "dict(like_target=True)") == ["seen", "seen"]

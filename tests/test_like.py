@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from changed import PR_SET_DUMPABLE, drop_capability, in_child, prctl
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CREDENTIALS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
 CAP_SETGID, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON = 6, 19, 21, 38
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+PR_CAPBSET_DROP = 24
 #: What the target's shell runs, with something of everything that can be taken over.
 SETPRIV = "--regid 1001 --groups 1002,1003 --bounding-set=-all,+net_admin,+net_raw,+setpcap,+kill --no-new-privs"
 
@@ -241,11 +243,53 @@ def test_env_and_cwd_may_be_given_by_position(begin):
         assert process.communicate()[0] == b"/usr/lib\ntheirs\n"
 
 
+#: How a shell comes to be in a directory that has been deleted: "{}" is a folder of its own.
+DELETED = {
+    "the directory": "mkdir {}/d; cd {}/d; rmdir {}/d",
+    "it and those above it": "mkdir -p {}/a/b/c; cd {}/a/b/c; rm -r {}/a",
+    "another one has its name": "mkdir {}/d; cd {}/d; rmdir {}/d; mkdir {}/d; touch {}/d/file",
+    "the root of a mount": "mkdir {}/d {}/m; mount --bind {}/d {}/m; cd {}/m; rmdir {}/d",
+    "below another mount": "mount -t tmpfs a {}; mkdir {}/d; cd {}/d; rmdir {}/d; mount -t tmpfs b {}",
+}
+
+
+@pytest.mark.parametrize("how", DELETED)
+@pytest.mark.parametrize("keywords", [{"like_target": True}, {"cwd": TARGET}, {"cwd": TARGET, "namespaces": ("mnt",)}])
+def test_a_program_starts_in_the_targets_working_directory_though_it_is_deleted(begin, tmp_path, how, keywords):
+    if not IS_ROOT and keywords.get("namespaces"):
+        keywords = {"cwd": TARGET}  # an ordinary user joins mnt with user only
+    target = begin("mnt", "pid", script=DELETED[how].replace("{}", str(tmp_path)))
+    with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, **keywords) as process:
+        assert os.path.samestat(os.stat(f"/proc/{process.pid}/cwd"), os.stat(f"/proc/{target.pid}/cwd"))
+        assert os.readlink(f"/proc/{process.pid}/cwd").endswith(" (deleted)")
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_so_does_one_of_aio_and_one_whose_directory_is_named_by_its_path(begin, tmp_path):
+    target = begin("mnt", "pid", script=f"mkdir {tmp_path}/d; cd {tmp_path}/d; rmdir {tmp_path}/d")
+    look = ["readlink", "/proc/self/cwd"]
+    found = asyncio.run(nsjoin.aio.run_in(target.pid, look, like_target=True, capture_output=True)).stdout.decode()
+    assert found == f"{tmp_path}/d (deleted)\n"
+    assert output(target.pid, *look, cwd="/proc/1/cwd") == found
+
+
 @requires_root
-def test_a_directory_that_is_gone_or_outside_is_no_working_directory(begin, tmp_path):
-    gone = begin("mnt", script=f"mkdir {tmp_path}/d; cd {tmp_path}/d; rmdir {tmp_path}/d")
-    with pytest.raises(FileNotFoundError):
-        nsjoin.run_in(gone.pid, ["true"], cwd=TARGET)
+def test_a_working_directory_that_may_not_be_searched_is_told_as_the_targets(begin, tmp_path):
+    target = begin("mnt", script=f"cd {tmp_path}; chmod 0 .")
+
+    def without_capabilities() -> None:
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            prctl(PR_CAPBSET_DROP, capability)  # or root's exec would give it back
+            drop_capability(capability)
+        with pytest.raises(nsjoin.JoinPermissionError, match="the target's own working directory; cwd= names another"):
+            nsjoin.run_in(target.pid, ["true"], cwd=TARGET)
+
+    in_child(without_capabilities)
+
+
+@requires_root
+def test_a_directory_outside_of_the_root_is_no_working_directory(begin, tmp_path):
     target = begin("mnt", script=f"mount -t tmpfs none {tmp_path}; cd {tmp_path}")
     with pytest.raises(nsjoin.JoinError, match="a way out") as caught:
         nsjoin.run_in(target.pid, ["true"], cwd=TARGET, namespaces=())
@@ -997,29 +1041,161 @@ def hierarchy(kind: str) -> Path | None:
     return None
 
 
-@requires_root
-@pytest.mark.parametrize(
-    ("kind", "file", "frozen", "thawed"),
-    [("v1", "freezer.state", "FROZEN", "THAWED"), ("v2", "cgroup.freeze", "1", "0")],
-)
-@pytest.mark.parametrize("types", [("pid", "uts"), ("uts",)])
-def test_a_frozen_cgroup_holds_up_nobody(start, cgroup, types, kind, file, frozen, thawed):
-    place = hierarchy(kind)
-    if place is None:
-        pytest.skip(f"no cgroup {kind} hierarchy that freezes is mounted here")
-    target = start("pid", "uts")
-    folder = place / cgroup[1:]
-    (folder / file).write_text(frozen)
-    try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=cgroup, timeout=0.3)
-    finally:
-        (folder / file).write_text(thawed)
+class Freezer:
+    """The freezer of one version: ``folder`` is a cgroup of ours in it, and ``below`` one below that."""
+
+    FILES: ClassVar = {"v1": ("freezer.state", "FROZEN", "THAWED"), "v2": ("cgroup.freeze", "1", "0")}
+
+    def __init__(self, kind: str, name: str) -> None:
+        place = hierarchy(kind)
+        if place is None:
+            pytest.skip(f"no cgroup {kind} hierarchy that freezes is mounted here")
+        self.kind = kind
+        self.folder = place / name[1:]
+        self.below = self.folder / "below"
+        self.below.mkdir()
+        self.names = (name, f"{name}/below")
+
+    def freeze(self) -> None:
+        file, frozen, _ = self.FILES[self.kind]
+        (self.folder / file).write_text(frozen)
+
+    def thaw(self) -> None:
+        file, _, thawed = self.FILES[self.kind]
+        (self.folder / file).write_text(thawed)
+
+    def processes(self) -> str:
+        return (self.folder / "cgroup.procs").read_text() + (self.below / "cgroup.procs").read_text()
+
+
+@pytest.fixture(params=["v1", "v2"])
+def freezer(request, cgroup) -> Iterator[Freezer]:
+    one = Freezer(request.param, cgroup)
+    yield one
+    one.thaw()
     for pid in list(_launch._unreaped):  # of version 1, what is frozen cannot even be killed before
         wait_until_ended(pid)
     _launch._reap_late()
     assert not _launch._unreaped
-    assert (folder / "cgroup.procs").read_text() == ""
+    assert one.processes() == ""
+    one.below.rmdir()
+
+
+@pytest.fixture
+def frozen_just_then(freezer, monkeypatch) -> Freezer:
+    """It is frozen when it has been looked at, and before anything moves there."""
+    launch = _start._launch_in_cgroup
+
+    def freeze_and_launch(*arguments: Any) -> Any:
+        freezer.freeze()
+        return (yield from launch(*arguments))
+
+    monkeypatch.setattr(_start, "_launch_in_cgroup", freeze_and_launch)
+    return freezer
+
+
+FROZEN = r"cgroup of /\S*nsjoin-like-\S*: .*: the cgroup is frozen.*thaw it.*cgroup="
+RUNS = [nsjoin.run_in, lambda *given, **more: asyncio.run(nsjoin.aio.run_in(*given, **more))]
+WITH_AND_WITHOUT_PID = pytest.mark.parametrize("types", [("pid", "uts"), ("uts",)])
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_frozen_cgroup_is_refused_before_anything_moves_there(target, freezer, types, level):
+    freezer.freeze()
+    with pytest.raises(nsjoin.JoinError, match=FROZEN) as caught:
+        nsjoin.spawn_in(target.pid, ["true"], namespaces=types, cgroup=freezer.names[level])
+    assert (caught.value.step, caught.value.errno) == ("cgroup", errno.EBUSY)
+    assert freezer.processes() == ""
+
+
+@requires_root
+@pytest.mark.parametrize("level", [0, 1])
+def test_so_is_that_of_a_paused_container(start, freezer, level):
+    paused = start("pid", "mnt", "uts")
+    folder = (freezer.folder, freezer.below)[level]
+    (folder / "cgroup.procs").write_text(str(paused.pid))
+    freezer.freeze()
+    try:
+        for keywords in ({"like_target": True}, {"cgroup": TARGET}):
+            with pytest.raises(nsjoin.JoinError, match=FROZEN):
+                nsjoin.run_in(paused.pid, ["true"], **keywords)
+        with pytest.raises(nsjoin.JoinError, match=FROZEN):
+            asyncio.run(nsjoin.aio.run_in(paused.pid, ["true"], like_target=True))
+        assert nsjoin.run_in(paused.pid, ["true"]).returncode == 0  # that joins namespaces only
+        assert folder.joinpath("cgroup.procs").read_text() == f"{paused.pid}\n"
+    finally:
+        freezer.thaw()
+        paused.end()
+
+
+@requires_root
+def test_an_order_to_freeze_that_is_not_carried_out_yet_counts(freezer, monkeypatch):
+    """As long as one of its processes sleeps in the kernel, cgroup.events says "frozen 0"."""
+    if freezer.kind == "v1":
+        pytest.skip("freezer.state says FREEZING then")
+    read = _cgroup._read_in
+    not_yet = {"cgroup.events": "populated 1\nfrozen 0"}
+    monkeypatch.setattr(_cgroup, "_read_in", lambda fd, name: not_yet[name] if name in not_yet else read(fd, name))
+    freezer.freeze()
+    for name in freezer.names:
+        with pytest.raises(nsjoin.JoinError, match=FROZEN):
+            nsjoin.spawn_in(os.getpid(), ["true"], namespaces=(), cgroup=name)
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("run", RUNS)
+def test_of_one_that_is_frozen_just_then_a_timeout_tells_and_nothing_stays(target, frozen_just_then, types, level, run):
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        run(target.pid, ["true"], namespaces=types, cgroup=frozen_just_then.names[level], timeout=0.3)
+    assert isinstance(caught.value.__cause__, nsjoin.JoinError)
+    assert re.search(FROZEN, str(caught.value.__cause__))
+    assert not _launch._unreaped  # and it is frozen still
+    assert frozen_just_then.processes() == ""
+
+
+@requires_root
+@pytest.mark.parametrize(("run", "kill_group"), list(zip(RUNS, [True, False])))
+def test_nor_does_a_program_hold_us_up_that_is_frozen_later(start, freezer, run, kill_group):
+    target = start("uts")
+    file, frozen, _ = freezer.FILES[freezer.kind]
+    # what it reads it gets once its start is over
+    freeze_oneself = ["sh", "-c", f"read word; echo {frozen} >{freezer.folder / file}; while :; do :; done"]
+    keywords = {"cgroup": freezer.names[1], "kill_group": kill_group, "input": b"go\n"}
+    for timeout in (1, 5, 25):  # the first that lets it get so far on this machine
+        freezer.thaw()
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            run(target.pid, freeze_oneself, timeout=timeout, **keywords)
+        assert caught.value.timeout == timeout
+        if caught.value.__cause__ is not None:
+            break
+    assert re.search(FROZEN, str(caught.value.__cause__))
+    assert freezer.processes() == ""
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+@pytest.mark.parametrize("freezer", ["v1"], indirect=True)
+def test_without_the_way_home_the_joiner_stays_there(target, frozen_just_then, types, monkeypatch):
+    monkeypatch.setattr(_cgroup, "_open_home", lambda mount, stack: -1)
+    while not frozen_just_then.processes():  # on a loaded machine it may not have come that far
+        with pytest.raises(subprocess.TimeoutExpired):
+            nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=frozen_just_then.names[0], timeout=0.3)
+        monkeypatch.setattr(_cgroup, "_frozen", lambda cgroup: None)
+    assert _launch._unreaped
+
+
+@requires_root
+@WITH_AND_WITHOUT_PID
+def test_without_a_look_before_it_hangs(target, freezer, types, monkeypatch):
+    monkeypatch.setattr(_cgroup, "_frozen", lambda cgroup: None)
+    freezer.freeze()
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=freezer.names[0], timeout=0.3)
+    assert caught.value.__cause__ is None
 
 
 @requires_root

@@ -29,6 +29,7 @@ from nsjoin import (
     NotANamespaceError,
     TargetGoneError,
     _shim,
+    aio,
 )
 from nsjoin._create import PidNamespace
 from nsjoin._nstype import BY_NAME
@@ -569,7 +570,7 @@ def test_a_forgotten_one_warns_and_is_closed():
 
 def test_one_that_was_never_opened_does_not_warn():
     with pytest.raises(OSError, match="Bad file descriptor"):
-        Namespace(1_000_000, BY_NAME["net"])
+        Namespace._owning(1_000_000, BY_NAME["net"])
     gc.collect()
 
 
@@ -638,15 +639,18 @@ def test_one_whose_making_was_interrupted_goes_quietly(kind, monkeypatch):
     """An exception in __del__ would be an "Exception ignored"."""
     ignored = []
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: ignored.append(repr(raised.exc_value)))
-    codes = {base.__init__.__code__ for base in kind.__mro__ if base.__module__.startswith("nsjoin")}
+    names = ("__init__", "_own", "_owning", "_holding")
+    ours = [vars(base) for base in kind.__mro__ if base.__module__.startswith("nsjoin")]
+    made_by = [makers[name] for makers in ours for name in names if name in makers]
+    codes = {getattr(maker, "__func__", maker).__code__ for maker in made_by}
     row = BY_NAME["net"]
 
     def interrupted(number: int) -> bool:
         fd, holder = os.open("/proc/self/ns/net", os.O_RDONLY), types.SimpleNamespace(close=lambda: None)
         make: dict[Any, Callable[[], object]] = {
-            Namespace: lambda: Namespace(fd, row).close(),
-            nsjoin.Target: lambda: nsjoin.Target(1, fd).close(),
-            PidNamespace: lambda: PidNamespace(fd, row, holder).close(),
+            Namespace: lambda: Namespace._owning(fd, row).close(),
+            nsjoin.Target: lambda: nsjoin.Target._owning(1, fd).close(),
+            PidNamespace: lambda: PidNamespace._holding(fd, row, holder).close(),
             nsjoin.NamespaceExecutor: lambda: nsjoin.NamespaceExecutor("/proc/self/ns/net").shutdown(),
         }
         try:
@@ -663,10 +667,86 @@ def test_one_whose_making_was_interrupted_goes_quietly(kind, monkeypatch):
     assert ignored == []
 
 
+BAD_ARGUMENTS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+    (Namespace, (), {}),
+    (Namespace, (1,), {}),
+    (Namespace, (1, 2), {}),
+    (Namespace, (1, BY_NAME["net"]), {}),
+    (Namespace, (1, "nett"), {}),
+    (Namespace, ("net", 1), {}),
+    (Namespace, (True, "net"), {}),
+    (Namespace, (0, "net"), {}),
+    (Namespace, (1, "net"), {"for_children": True}),
+    (Namespace.from_fd, ("net",), {}),
+    (nsjoin.Target, (), {}),
+    (nsjoin.Target, (1, 1), {}),
+    (nsjoin.Target, ("1",), {}),
+    (nsjoin.Target, (True,), {}),
+    (nsjoin.Target, (0,), {}),
+    (nsjoin.Target.from_pidfd, (1,), {}),
+    (PidNamespace, (), {}),
+    (PidNamespace, (1, "pid"), {}),
+    (PidNamespace, (1, BY_NAME["pid"], 2), {}),
+    (PidNamespace.from_pid, (1, "pid"), {}),
+    (PidNamespace.from_path, ("/proc/self/ns/pid",), {}),
+    (PidNamespace.current, ("pid",), {}),
+    (nsjoin.enter, (), {}),
+    (nsjoin.enter, (1,), {}),
+    (nsjoin.enter, (1, "nett"), {}),
+    (nsjoin.enter, (1, 1), {}),
+    (nsjoin.Popen, (), {}),
+    (nsjoin.Popen, (["true"],), {}),
+    (nsjoin.Popen, (["true"],), {"target": None}),
+    (nsjoin.Popen, (["true"],), {"target": 1, "no_such": 1}),
+    (nsjoin.Popen, (["true"],), {"target": 1, "namespaces": 1}),
+    (nsjoin.Popen, (["true"],), {"target": 1, "bufsize": "1"}),
+    (nsjoin.Popen, (["true"],), {"target": 1, "preexec_fn": print}),
+    (nsjoin.Popen, (), {"args": [], "target": 1, "stdin": -1}),
+    (nsjoin.NamespaceExecutor, (), {}),
+    (nsjoin.NamespaceExecutor, (1,), {}),
+    (nsjoin.NamespaceExecutor, (None, "net"), {}),
+    (nsjoin.NamespaceExecutor, ("/proc/self/ns/net", "nett"), {}),
+    (nsjoin.NamespaceExecutor, ("/proc/self/ns/net",), {"max_workers": 0}),
+    (nsjoin.NamespaceExecutor, ("/proc/self/ns/net",), {"max_workers": "1"}),
+    (nsjoin.create, ("pidd",), {}),
+    (aio._Popen, (["true"],), {"target": None}),
+    (aio._Exit, (None,), {}),
+    (aio._Transport, (None,), {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments", "keywords"), BAD_ARGUMENTS, ids=repr)
+@pytest.mark.filterwarnings("error")
+def test_wrong_arguments_close_nothing_and_leave_nothing_that_complains(kind, arguments, keywords, monkeypatch):
+    """The guard in conftest.py compares the descriptors, 0 to 2 among them, which a number of ours may be taken for."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: ignored.append(repr(raised.exc_value)))
+    with pytest.raises((TypeError, ValueError)):
+        kind(*arguments, **keywords)
+    gc.collect()
+    assert ignored == []
+
+
+def test_the_natural_call_is_from_pid(target):
+    with Namespace(target.pid, "net") as natural, Namespace.from_pid(target.pid, "net") as opened:
+        assert natural == opened
+    with Namespace(target.pid, "pid", for_children=True) as natural, Namespace(target.pid, "pid") as its_own:
+        assert natural == its_own
+    with nsjoin.Target(target.pid) as natural, nsjoin.Target.from_pid(target.pid) as opened:
+        assert (natural.pid, natural.inodes((BY_NAME["net"],))) == (opened.pid, opened.inodes((BY_NAME["net"],)))
+    with pytest.raises(TargetGoneError):
+        Namespace(2**22 + 1, "net")
+
+
+def test_only_create_makes_a_pid_namespace_with_an_init():
+    with pytest.raises(TypeError, match=r"only create\('pid'\).*Namespace\(pid, 'pid'\)"):
+        PidNamespace(1, "pid")
+
+
 def test_a_pid_namespace_says_what_it_is_and_ends_its_init_whatever_close_says(monkeypatch):
     ended = []
     holder = types.SimpleNamespace(close=lambda: ended.append(True))
-    namespace = PidNamespace(os.open("/proc/self/ns/pid", os.O_RDONLY), BY_NAME["pid"], holder)
+    namespace = PidNamespace._holding(os.open("/proc/self/ns/pid", os.O_RDONLY), BY_NAME["pid"], holder)
     assert repr(namespace).startswith("<PidNamespace pid:[")
     fd = namespace.fileno()
     os.close(fd)

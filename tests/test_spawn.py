@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from child import become_ordinary_user, children, close_stdio, in_child, wait_un
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
-from nsjoin import JoinError, JoinPermissionError, Namespace, NamespacePermissionError, Target, TargetGoneError
+from nsjoin import JoinError, JoinPermissionError, Namespace, NamespacePermissionError, Target, TargetGoneError, _spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -999,3 +1000,82 @@ def test_a_caller_that_is_itself_the_init_of_a_pid_namespace(start, tmp_path):
         check=False,
     )
     assert (done.stdout, done.stderr) == ("2 7\n", "")
+
+
+#: What a patch of subprocess.Popen.__init__ may have made of what it was given.
+DISTORTED: dict[str, Any] = {
+    "env": {"WORD": "theirs"},
+    "cwd": "/dev",
+    "executable": "/bin/true",
+    "shell": True,
+    "close_fds": False,
+    "pass_fds": (),
+    "umask": 0o777,
+    "start_new_session": True,
+    "restore_signals": False,
+    "user": 65534,
+    "group": 65534,
+    "extra_groups": [65534],
+}
+
+
+@pytest.fixture
+def distorted(monkeypatch) -> None:
+    """subprocess.Popen.__init__ as a tracer's, which has other ideas."""
+    real = subprocess.Popen.__init__
+
+    def init(self, args, *positional, **keywords):
+        real(self, ["echo", "theirs"], **{**keywords, **DISTORTED})
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", init)
+
+
+@requires_root
+@pytest.mark.usefixtures("distorted")
+@pytest.mark.parametrize("by_position", [False, True])
+def test_what_is_asked_for_counts_and_not_what_a_patch_of_subprocess_makes_of_it(near, by_position):
+    script = "echo $WORD; pwd; umask; id -u; id -g; cut -d' ' -f6 /proc/self/stat; [ -e /proc/self/fd/$0 ]; echo $?"
+    reader, writer = os.pipe()
+    args = ["sh", "-c", script, str(writer)]
+    keywords: dict[str, Any] = {"pass_fds": [writer], "env": {"WORD": "ours", "PATH": os.defpath}, "cwd": "/usr"}
+    if by_position:
+        positional = (-1, None, None, subprocess.PIPE, None, None, True, False, keywords["cwd"], keywords["env"])
+        process = nsjoin.Popen(args, *positional, target=near.pid, pass_fds=[writer], umask=0o27)
+    else:
+        process = nsjoin.Popen(args, target=near.pid, stdout=subprocess.PIPE, umask=0o27, **keywords)
+    with process:
+        found = process.communicate()[0].decode().split()
+    for fd in (reader, writer):
+        os.close(fd)
+    assert found == ["ours", "/usr", "0027", "0", "0", str(os.getsid(0)), "0"]
+    assert process.args is args
+
+
+@pytest.mark.usefixtures("distorted")
+def test_where_that_is_not_kept_the_patch_decides(near, monkeypatch):
+    monkeypatch.setattr(_spawn, "_asked", lambda args, keywords: {})
+    monkeypatch.setitem(DISTORTED, "shell", False)
+    monkeypatch.setitem(DISTORTED, "executable", None)
+    for name in ("user", "group", "extra_groups"):
+        monkeypatch.delitem(DISTORTED, name)
+    assert output(near.pid, "echo ours") == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("positional", "keywords", "text"),
+    [
+        ((-1, None), {"executable": "/bin/true"}, "multiple values for argument 'executable'"),
+        ((-1, *[None] * 20), {}, "takes 17 arguments by position, not 22"),
+        ((-1, None, None, None, None, print), {}, "preexec_fn is not supported"),
+    ],
+)
+def test_arguments_by_position_are_those_of_subprocess(near, positional, keywords, text):
+    with pytest.raises(TypeError, match=text):
+        nsjoin.Popen(["true"], *positional, target=near.pid, **keywords)
+
+
+def test_the_names_of_arguments_by_position_are_those_of_subprocess():
+    taken = inspect.signature(subprocess.Popen).parameters.values()
+    assert tuple(one.name for one in taken if one.kind == one.POSITIONAL_OR_KEYWORD) == ("args", *_spawn._BY_POSITION)
+    defaults = {one.name: one.default for one in taken}
+    assert {name: defaults.get(name) for name in _spawn._HANDED_ON} == _spawn._HANDED_ON

@@ -33,6 +33,8 @@ def undecided(text: bool) -> None:
 # Every kind of target.
 with nsjoin.Target.from_pid(pid) as target, nsjoin.Namespace.current("net") as namespace:
     assert_type(target, nsjoin.Target)
+    assert_type(nsjoin.Target(pid), nsjoin.Target)
+    assert_type(nsjoin.Namespace(pid, "pid", for_children=True), nsjoin.Namespace)
     assert_type(target.namespaces(), dict[str, nsjoin.Namespace])
     assert_type(namespace.id.unique, "int | None")
     for_all: list[TargetLike] = [target, namespace, "/run/netns/a", b"/run/netns/a", [namespace, "/run/netns/a"]]
