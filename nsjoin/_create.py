@@ -10,7 +10,6 @@ import errno
 import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
-from weakref import WeakSet
 
 from . import _idmap, _launch, _reason
 from ._call import call_in
@@ -205,15 +204,14 @@ class _Holder:
     What C knows of it stays in one place, so that no exception loses its pid.
     """
 
-    __slots__ = ("__weakref__", "_hold", "_owner", "_user", "pid")
+    __slots__ = ("_hold", "_owner", "_user", "pid")
 
     def __init__(self, wanted: _Wanted, user: Namespace | None) -> None:
         hold = (wanted.row.flag, wanted.propagation, user.fileno() if user else -1, wanted.keep, -1, -1, 0, 0)
-        self._hold: CData = ffi.new("struct nsjoin_hold *", hold)
+        self._hold: CData = ffi.gc(ffi.new("struct nsjoin_hold *", hold), lib.nsjoin_untie)
         self._user = user
         self._owner = os.getpid()
         self.pid = 0  # still to be read when it is reaped, and the number may be another's
-        _holders.add(self)
 
     def start(self, wanted: _Wanted) -> None:
         """Start it: what is raised says what the kernel refused."""
@@ -248,34 +246,13 @@ class _Holder:
 
     def end(self) -> None:
         """Untie the process, kill and reap it."""
-        self.untie()
+        lib.nsjoin_untie(self._hold)
         self._kill()
-
-    def untie(self) -> None:
-        """Close our end of the pipe; and, in the child of a fork while it started, of the other one."""
-        ends = self._hold.tie, self._hold.barrier
-        self._hold.tie = self._hold.barrier = -1
-        for fd in ends:
-            if fd >= 0:
-                os.close(fd)
 
     def _kill(self) -> None:
         if self._owner == os.getpid():
             _launch.end(self._hold.pid)
             self._hold.pid = 0
-
-
-#: A fork elsewhere in this process copies the ties, so that the processes would outlive us with that child.
-_holders: WeakSet[_Holder] = WeakSet()
-
-
-def _untie_those_of_the_parent() -> None:
-    for holder in list(_holders):
-        holder.untie()
-    _holders.clear()
-
-
-os.register_at_fork(after_in_child=_untie_those_of_the_parent)
 
 
 def _error(number: int, at: int, row: NsType, user: Namespace | None) -> OSError:

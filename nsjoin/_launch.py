@@ -17,7 +17,6 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from weakref import WeakValueDictionary
 
 from . import _procfs, _shim
 from ._nstype import BY_NAME
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from ._plan import Step
-    from ._setns import CData
 
     #: Yields descriptors to wait for, takes nothing, returns a pid.
     Launch = Generator[int, None, int]
@@ -382,10 +380,6 @@ _image = _Image()
 
 # --- the launch ---------------------------------------------------------------------------------------------
 
-#: Launches under way. A fork elsewhere in this process copies the write end of their barriers, and until that process
-#: ends too, the launch would seem to be held before exec: so the child closes its copies.
-_in_flight: WeakValueDictionary[int, CData] = WeakValueDictionary()
-
 #: Children that had been killed but did not end in time (hung in the kernel); reaped by a later launch.
 _unreaped: set[int] = set()
 
@@ -394,15 +388,12 @@ _LONGEST_REAP = 30.0  # of one that gets no processor
 _LONGEST_POLL = 86400.0  # poll(2) takes milliseconds in an int: 24.8 days
 
 
-def _forget_launches_of_the_parent() -> None:
-    for work in list(_in_flight.values()):
-        lib.nsjoin_finish(work)
-    _in_flight.clear()
+def _forget_what_is_the_parents() -> None:
     _unreaped.clear()
     _image.unlock()
 
 
-os.register_at_fork(after_in_child=_forget_launches_of_the_parent)
+os.register_at_fork(after_in_child=_forget_what_is_the_parents)
 
 
 def launch(job: Job) -> Launch:
@@ -415,7 +406,6 @@ def launch(job: Job) -> Launch:
     if _unreaped:
         _reap_late()
     work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0)), lib.nsjoin_finish)
-    _in_flight[id(work)] = work
     image, image_is_ours = -1, False
     try:
         _shim.check(lib.nsjoin_prepare(work))

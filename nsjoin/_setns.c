@@ -197,9 +197,46 @@ static void close_own(void *unused)
     own.fd = -1;
 }
 
-/* Held while a launch's descriptors come and go: a fork in another thread at that moment would give its child numbers that
- * are not, or no longer, what they stand for, and the child closes them (_launch.py). */
+/* What has to stay in this process alone: the child of a fork elsewhere in it would hold a launch up by its copy of a
+ * barrier, or keep a holder alive by that of a tie. So the child closes its copies, in a handler of fork(3), where only
+ * system calls are allowed: the list lies in the structs that hold the descriptors, and fork(3) is made with the lock held,
+ * so the list and the numbers are whole in the child. Every fork(3) is reached that way, Python's, subprocess's and that
+ * of any C library; posix_spawn(3) and vfork(2) run no handlers, but execve comes soon, and all this is close-on-exec. Who
+ * calls _Fork(3) or clone(2) and does not execute anything keeps copies: there is no way to be told. */
+static struct nsjoin_link *closed_in_children;
 static pthread_mutex_t coming_and_going = PTHREAD_MUTEX_INITIALIZER;
+
+static void add_link(struct nsjoin_link *link, int32_t *fds, int n)
+{
+    *link = (struct nsjoin_link){closed_in_children, NULL, fds, n};
+    if (link->next)
+        link->next->previous = link;
+    closed_in_children = link;
+}
+
+static void drop_link(struct nsjoin_link *link)
+{
+    if (!link->fds)
+        return;
+    if (link->next)
+        link->next->previous = link->previous;
+    *(link->previous ? &link->previous->next : &closed_in_children) = link->next;
+    *link = (struct nsjoin_link){NULL, NULL, NULL, 0};
+}
+
+static void close_one(int32_t *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static void close_all(struct nsjoin_link *link)
+{
+    for (int i = 0; i < link->n; i++)
+        close_one(&link->fds[i]);
+    drop_link(link);
+}
 
 static void go_where_the_child_is_born(struct nsjoin_call *call);
 static void come_back(struct nsjoin_call *call);
@@ -223,9 +260,13 @@ static void after_fork(void)
 static void after_fork_in_child(void)
 {
     generation++;
-    if (forking)
+    if (forking) {
         nsjoin_prctl(K_PR_SET_DUMPABLE, 0);
+        drop_link(&forking->link);
+    }
     forking = NULL;
+    while (closed_in_children)
+        close_all(closed_in_children);
     pthread_mutex_unlock(&coming_and_going);
 }
 
@@ -263,13 +304,6 @@ int nsjoin_own(unsigned long request)
 {
     int fd = own_pidfd();
     return fd < 0 ? fd : lifted(nsjoin_ioctl(fd, request));
-}
-
-static void close_one(int32_t *fd)
-{
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
 }
 
 static int open_place(const char *path)
@@ -527,11 +561,21 @@ static int open_work(struct nsjoin_work *work)
     return error;
 }
 
-int nsjoin_prepare(struct nsjoin_work *work)
+/* The handlers of fork(3) are there, or -ENOMEM. */
+static int stand_by(void)
 {
     pthread_once(&once, set_up);
+    return generation < 0 ? -ENOMEM : 0;
+}
+
+int nsjoin_prepare(struct nsjoin_work *work)
+{
+    int error = stand_by();
+    if (error < 0)
+        return error;
     pthread_mutex_lock(&coming_and_going);
-    int error = open_work(work);
+    add_link(&work->link, &work->plan, 3);
+    error = open_work(work);
     pthread_mutex_unlock(&coming_and_going);
     return error;
 }
@@ -604,9 +648,7 @@ void nsjoin_close_barrier(struct nsjoin_work *work)
 void nsjoin_finish(struct nsjoin_work *work)
 {
     pthread_mutex_lock(&coming_and_going);
-    close_one(&work->barrier[0]);
-    close_one(&work->barrier[1]);
-    close_one(&work->plan);
+    close_all(&work->link);
     pthread_mutex_unlock(&coming_and_going);
 }
 
@@ -623,13 +665,13 @@ static int open_pair(int32_t *pair)
     return error;
 }
 
-int nsjoin_open_call(struct nsjoin_call *call)
+static int open_call(struct nsjoin_call *call)
 {
-    pthread_once(&once, set_up);
     call->channel[0] = call->channel[1] = call->control[0] = call->control[1] = -1;
     call->home = call->children = call->self = call->child = -1;
     call->caller = (int32_t)syscall(SYS_getpid);
     call->is_open = 1;
+    add_link(&call->link, call->channel, 8);
     int error = open_pair(call->channel);
     if (error == 0 && call->flags & NSJOIN_FORK)
         error = open_pair(call->control);
@@ -642,9 +684,23 @@ int nsjoin_open_call(struct nsjoin_call *call)
     return error;
 }
 
+int nsjoin_open_call(struct nsjoin_call *call)
+{
+    int error = stand_by();
+    if (error < 0)
+        return error;
+    pthread_mutex_lock(&coming_and_going);
+    error = open_call(call);
+    pthread_mutex_unlock(&coming_and_going);
+    return error;
+}
+
 int nsjoin_watch(struct nsjoin_call *call, int pid)
 {
-    return call->child = lifted(nsjoin_pidfd_open(pid, 0));
+    pthread_mutex_lock(&coming_and_going);
+    call->child = lifted(nsjoin_pidfd_open(pid, 0));
+    pthread_mutex_unlock(&coming_and_going);
+    return call->child;
 }
 
 static void close_ends(struct nsjoin_call *call, int end)
@@ -658,12 +714,9 @@ void nsjoin_close_call(struct nsjoin_call *call)
     if (!call->is_open)
         return;
     call->is_open = 0;
-    close_ends(call, 0);
-    close_ends(call, 1);
-    close_one(&call->home);
-    close_one(&call->children);
-    close_one(&call->self);
-    close_one(&call->child);
+    pthread_mutex_lock(&coming_and_going);
+    close_all(&call->link);
+    pthread_mutex_unlock(&coming_and_going);
     for (int i = 0; i < call->n_fds; i++)
         close_one(&call->fds[i]);
 }
@@ -716,7 +769,9 @@ int nsjoin_end_fork(struct nsjoin_call *call)
     if (call->is_blocked)
         nsjoin_restore_signals(&call->sigmask);
     call->is_blocked = 0;
+    pthread_mutex_lock(&coming_and_going);
     close_ends(call, 1);
+    pthread_mutex_unlock(&coming_and_going);
     return call->error;
 }
 
@@ -846,6 +901,7 @@ int nsjoin_receive(struct nsjoin_call *call, char *text)
 struct holding {
     struct nsjoin_hold *hold;    /* with the write ends of two pipes */
     int32_t tie, barrier;        /* and their read ends */
+    struct nsjoin_link link;
     struct { int32_t step, error, pid; } *report; /* shared also where the memory is not */
     int image;
     const char *offsets;
@@ -1026,8 +1082,8 @@ static void close_writer(int32_t *fd)
 }
 
 /* CLONE_VFORK lets us go on in the middle of execve, when the child has not yet its own memory: who may look into it, and
- * so at its namespaces, is then still judged as for ours. It has when its descriptors are closed. A fork in C in another
- * thread may have a copy of this one: then we do not wait for ever. */
+ * so at its namespaces, is then still judged as for ours. It has when its descriptors are closed. What another thread
+ * has made by clone(2) or _Fork(3) may have a copy of this one: then we do not wait for ever. */
 static void wait_for_exec(struct holding *holding)
 {
     struct pollfd news = {holding->barrier, POLLIN, 0};
@@ -1050,12 +1106,15 @@ static int hold_in_report(struct holding *holding)
     return error < 0 ? error : holding->report->error;
 }
 
-/* A fork in another thread closes its copies of the write ends, which it finds in *hold. */
 static int open_pipes(struct holding *holding)
 {
-    pthread_once(&once, set_up);
+    int error = stand_by();
+    if (error < 0)
+        return error;
     pthread_mutex_lock(&coming_and_going);
-    int error = open_pipe(&holding->tie, &holding->hold->tie);
+    add_link(&holding->hold->link, &holding->hold->tie, 2);
+    add_link(&holding->link, &holding->tie, 2);
+    error = open_pipe(&holding->tie, &holding->hold->tie);
     if (error == 0)
         error = open_pipe(&holding->barrier, &holding->hold->barrier);
     pthread_mutex_unlock(&coming_and_going);
@@ -1064,7 +1123,8 @@ static int open_pipes(struct holding *holding)
 
 int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_offsets)
 {
-    struct holding holding = {hold, -1, -1, NULL, image, offsets, n_offsets};
+    struct holding holding = {.hold = hold, .tie = -1, .barrier = -1, .image = image, .offsets = offsets};
+    holding.n_offsets = n_offsets;
     int error = open_pipes(&holding);
     if (error == 0) {
         holding.report = mmap(NULL, sizeof *holding.report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -1073,9 +1133,17 @@ int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_
             munmap(holding.report, sizeof *holding.report);
     }
     close_writer(&hold->barrier);
-    close_one(&holding.barrier);
-    close_one(&holding.tie);
+    pthread_mutex_lock(&coming_and_going);
+    close_all(&holding.link);
+    pthread_mutex_unlock(&coming_and_going);
     if (hold->stays || error < 0)
-        close_writer(&hold->tie);
+        nsjoin_untie(hold);
     return error;
+}
+
+void nsjoin_untie(struct nsjoin_hold *hold)
+{
+    pthread_mutex_lock(&coming_and_going);
+    close_all(&hold->link);
+    pthread_mutex_unlock(&coming_and_going);
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from changed import NR, SYS_MOUNT, Filter, memfds_do_not_run
-from child import become_ordinary_user, in_child
+from child import FORKS, become_ordinary_user, in_child
 from conftest import requires_namespaces_of_pidfds, requires_program, requires_root
 from faults.kernels import FEATURES, refuse
 
@@ -133,7 +133,8 @@ def test_the_init_ends_with_its_owner():
 
 
 @requires_root
-def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on():
+@pytest.mark.parametrize("fork", ["os.fork", "fork(3)"])
+def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on(fork):
     """The fork has copied every descriptor that the owner had, that of the tie among them."""
     reader, writer = os.pipe()
     ends, held = os.pipe()
@@ -141,10 +142,9 @@ def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on():
     if child == 0:
         os.close(held)
         made = nsjoin.create("pid")
-        if os.fork() == 0:
-            os.write(writer, b"%d" % made.pid)
-        os.read(ends, 1)
-        os._exit(0)
+        FORKS[fork](ends, os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY))
+        os.write(writer, b"%d" % made.pid)
+        select.select([], [], [])
     try:
         with nsjoin.Target.from_pid(int(os.read(reader, 20))) as init:
             os.kill(child, 9)

@@ -127,7 +127,7 @@ static void write_plan(struct nsjoin_work *work, uint32_t nstypes, const char *f
 
 static void spawn(uint32_t nstypes, const char *file, int error)
 {
-    struct nsjoin_work work = {-1, {-1, -1}, 0};
+    struct nsjoin_work work = {.plan = -1, .barrier = {-1, -1}};
     struct { int32_t pid, step, index, error; } report;
     char number[12];
     CHECK(nsjoin_prepare(&work) == 0);
