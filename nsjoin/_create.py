@@ -112,7 +112,8 @@ def _foreign(user: Namespace | None) -> Namespace | None:
 class PidNamespace(Namespace):
     """A PID namespace that ``create`` has made, with the init that keeps it: a direct child of ours.
 
-    ``close``, or the end of the ``with`` block, kills the init, and with it every process inside, and reaps it. In the
+    ``close``, or the end of the ``with`` block, kills the init, and with it every process inside, and reaps it; where a
+    child of ours inside has not been waited for, whose zombie keeps the init, that happens when it has been. In the
     child of a fork it only closes descriptors.
     """
 
@@ -215,6 +216,7 @@ class _Holder:
 
     def start(self, wanted: _Wanted) -> None:
         """Start it: what is raised says what the kernel refused."""
+        _launch.reap_late()
         with _launch.home() if own_pid_namespace_is_left() else nullcontext():
             self._start(wanted)
         self.pid = self._hold.pid
@@ -251,7 +253,7 @@ class _Holder:
 
     def _kill(self) -> None:
         if self._owner == os.getpid():
-            _launch.end(self._hold.pid)
+            _launch.end(self._hold.pid, is_init=bool(self._hold.nstypes & PID.flag))
             self._hold.pid = 0
 
 

@@ -380,10 +380,12 @@ _image = _Image()
 
 # --- the launch ---------------------------------------------------------------------------------------------
 
-#: Children that had been killed but did not end in time (hung in the kernel); reaped by a later launch.
-_unreaped: set[int] = set()
+#: Children that had been killed but did not end in time (hung in the kernel), reaped by a later launch. True: an init,
+#: which ends once the last process of its PID namespace has been reaped, and that may be a program of the caller's.
+_unreaped: dict[int, bool] = {}
 
 _REAP_SECONDS = 0.5
+_LOOK_SECONDS = 0.02  # between looks at what holds up the end of an init
 _LONGEST_REAP = 30.0  # of one that gets no processor
 _LONGEST_POLL = 86400.0  # poll(2) takes milliseconds in an int: 24.8 days
 
@@ -404,7 +406,7 @@ def launch(job: Job) -> Launch:
     Failed, ValueError (NUL in a string), OSError (no process or descriptor to be had).
     """
     if _unreaped:
-        _reap_late()
+        reap_late()
     work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0)), lib.nsjoin_finish)
     image, image_is_ours = -1, False
     try:
@@ -581,8 +583,9 @@ def _abort(work: Any, *, leads_group: bool) -> None:
         end(_report(work)[0], leads_group=leads_group)
 
 
-def end(pid: int, *, leads_group: bool = False) -> None:
-    """Kill and reap a child of ours; one that hangs in the kernel is reaped by a later launch."""
+def end(pid: int, *, leads_group: bool = False, is_init: bool = False) -> None:
+    """Kill and reap a child of ours; one that hangs in the kernel is reaped by a later launch, and an init that our own
+    zombies hold up when they have been waited for."""
     if pid <= 0:
         return
     try:
@@ -595,15 +598,15 @@ def end(pid: int, *, leads_group: bool = False) -> None:
             return
     except ChildProcessError:
         return  # not ours any more, so not ours to kill: somebody else has reaped it
-    _unreaped.add(pid)
+    _unreaped[pid] = is_init
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # it has ended just now, and the kernel has reaped it, since SIGCHLD is ignored here
     if leads_group:
         _kill_group(pid)
-    if _reap(pid, _REAP_SECONDS):
-        _unreaped.discard(pid)  # another thread's launch may have reaped it meanwhile
+    if _reap(pid, _REAP_SECONDS, is_init=is_init):
+        _unreaped.pop(pid, None)  # another thread's launch may have reaped it meanwhile
 
 
 def _kill_group(leader: int) -> None:
@@ -613,23 +616,11 @@ def _kill_group(leader: int) -> None:
         pass  # it had not made the group yet, or was its last member
 
 
-def _reap(pid: int, seconds: float | None = None) -> bool:
-    """Wait for ``pid`` to end; False if it has not after ``seconds``, as a process that hangs in the kernel."""
-    if seconds is not None:
-        try:
-            pidfd = _shim.pidfd_open(pid)
-        except OSError:
-            pidfd = -1  # no pidfds here, or somebody else has reaped it
-        if pidfd >= 0:
-            try:
-                poll = select.poll()
-                poll.register(pidfd, select.POLLIN)
-                last = time.monotonic() + _LONGEST_REAP
-                while not poll.poll(seconds * 1000):
-                    if not _is_runnable(pid) or time.monotonic() > last:
-                        return False
-            finally:
-                os.close(pidfd)
+def _reap(pid: int, seconds: float | None = None, *, is_init: bool = False) -> bool:
+    """Wait for ``pid`` to end; False if it has not after ``seconds``, as a process that hangs in the kernel, or if it
+    is an init that waits for us."""
+    if seconds is not None and not _ends(pid, seconds, is_init):
+        return False
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -637,20 +628,79 @@ def _reap(pid: int, seconds: float | None = None) -> bool:
     return True
 
 
-def _is_runnable(pid: int) -> bool:
-    """Whether it only waits for a processor: what has been killed ends then, if late. What sleeps may never do."""
+def _ends(pid: int, seconds: float, is_init: bool) -> bool:
+    with ExitStack() as stack:
+        poll = select.poll()
+        try:
+            pidfd = _shim.pidfd_open(pid)
+        except OSError:  # no pidfds here, or somebody else has reaped it
+            if not is_init:
+                return True
+        else:
+            stack.callback(os.close, pidfd)
+            poll.register(pidfd, select.POLLIN)
+        begun = time.monotonic()
+        while not poll.poll((_LOOK_SECONDS if is_init else seconds) * 1000):
+            state = _state(pid)
+            passed = time.monotonic() - begun
+            if state == "Z" or (not state and is_init):
+                return True
+            if is_init and _waits_for_us(pid):
+                return False
+            if passed >= seconds and (state != "R" or passed > _LONGEST_REAP):
+                return False
+        return True
+
+
+def _state(pid: int) -> str:
+    """R: it only waits for a processor; what has been killed ends then, if late. What sleeps may never do. Z: it has
+    ended. Nothing: it is gone, or there is no /proc."""
     try:
         stat = _procfs.read(f"{pid}/stat")
     except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[0]
+
+
+def _waits_for_us(init: int) -> bool:
+    """Whether an init that has been killed cannot end, because a child of ours in its PID namespace is a zombie: to
+    wait for that one is for its owner. /proc/PID/ns/pid is there for zombies too."""
+    try:
+        namespace = _procfs.inode(f"{init}/ns/pid")
+        tasks = _procfs.names("self/task")
+        # Linux 3.5 with CONFIG_PROC_CHILDREN; without it we wait for as long as for what hangs
+        children = [int(pid) for task in tasks for pid in _procfs.read(f"self/task/{task}/children").split()]
+        zombies = [pid for pid in children if pid != init and _state(pid) == "Z"]
+        return any(_procfs.inode(f"{pid}/ns/pid") == namespace for pid in zombies)
+    except OSError:  # a thread or a child has ended just now
         return False
-    return stat.rpartition(")")[2].split()[0] == "R"
 
 
-def _reap_late() -> None:
+def reap_late(*, seconds: float = 0) -> None:
+    """Reap what had been killed, if it has ended by now; an init that waits for us no more gets ``seconds``."""
     for pid in list(_unreaped):
+        is_init = _unreaped.pop(pid, None)
+        if is_init is None:
+            continue  # another thread has it
+        is_gone = False
         try:
-            ended = os.waitpid(pid, os.WNOHANG)[0] == pid
-        except ChildProcessError:
-            ended = True
-        if ended:
-            _unreaped.discard(pid)
+            is_gone = _is_reaped(pid)
+            if not is_gone and is_init and seconds and not _waits_for_us(pid):
+                is_gone = _reap(pid, seconds, is_init=True)
+                is_init = _waits_for_us(pid)  # else it hangs, or waits for somebody else: nobody waits for it again
+        finally:
+            if not is_gone:
+                _unreaped[pid] = is_init
+
+
+def _is_reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def child_has_been_reaped() -> None:
+    """The caller has waited for a program: an init may have waited for just that, and ends now."""
+    if _unreaped:
+        reap_late(seconds=_REAP_SECONDS)
