@@ -331,7 +331,7 @@ class _Image:
             return
         fd = _shim.above_stdio(fd)
         try:
-            _write_all(fd, _image_bytes())
+            _shim.write_all(fd, _image_bytes(), "the joiner")
             _seal(fd)
             status = os.fstat(fd)
         except BaseException:
@@ -344,7 +344,7 @@ class _Image:
         writer, path = tempfile.mkstemp(prefix="nsjoin-")
         try:
             try:
-                _write_all(writer, _image_bytes())
+                _shim.write_all(writer, _image_bytes(), "the joiner")
                 os.fchmod(writer, 0o500)
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             finally:
@@ -368,12 +368,6 @@ def _seal(fd: int) -> None:
 
 def _image_bytes() -> bytes:
     return bytes(ffi.buffer(lib.nsjoin_image(), lib.nsjoin_image_size()))
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(fd, data[written:], written)
 
 
 _image = _Image()
@@ -455,7 +449,7 @@ def _run(job: Job, work: Any, image: int) -> Launch:
     sources = [fd for fd in job.stdio if fd >= 0]
     private = needed.union([fd for fd in sources if _ends_at_exec(fd, job.close_fds)]).difference(job.pass_fds)
     private.update((work.plan, work.barrier[1]), early)  # the program could forge the report, or seem never to start
-    _write_all(work.plan, pack(job, private, needed))
+    _shim.write_all(work.plan, pack(job, private, needed), "the plan of the launch, with argv and environment,")
     lent = [*private, *needed, *sources, *job.pass_fds]
     try:
         started = _begin(job, work, image, lent)

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 #include "joiner_image.h" /* the joiner as bytes: static const unsigned char joiner_image[] */
 
@@ -134,6 +135,26 @@ int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve)
 int nsjoin_memfd_create(const char *name, unsigned int flags)
 {
     return result(syscall(SYS_memfd_create, name, flags));
+}
+
+/* A file in memory is a file for RLIMIT_FSIZE: beyond it write(2) is EFBIG, and SIGXFSZ, which comes to the thread itself,
+ * would end the process or run a handler of the caller's. */
+int nsjoin_write(int fd, const char *data, int64_t n, int64_t offset)
+{
+    static const uint64_t xfsz = (uint64_t)1 << (SIGXFSZ - 1);
+    static const struct timespec now;
+    uint64_t before, pending;
+    int error = result(syscall(SYS_rt_sigprocmask, SIG_BLOCK, &xfsz, &before, K_SIGSET_SIZE));
+    if (error < 0)
+        return error;
+    error = result(syscall(SYS_rt_sigpending, &pending, K_SIGSET_SIZE));
+    for (ssize_t written = 0; error == 0 && n > 0; n -= written, data += written, offset += written)
+        if ((written = pwrite(fd, data, (size_t)n, offset)) < 0)
+            written = error = -errno;
+    if (error == -EFBIG && !(pending & xfsz))
+        syscall(SYS_rt_sigtimedwait, &xfsz, NULL, &now, K_SIGSET_SIZE); /* also where it is ignored: it has been blocked */
+    nsjoin_restore_signals(&before);
+    return error;
 }
 
 int nsjoin_mount(const char *source, const char *target, const char *fstype, unsigned long flags)
@@ -631,8 +652,8 @@ int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, 
     error = nsjoin_block_signals(&mask);
     if (error < 0)
         return error;
-    error = result(pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)));
-    if (error >= 0)
+    error = nsjoin_write(work->plan, (const char *)&mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask));
+    if (error == 0)
         error = start(&launch);
     nsjoin_restore_signals(&mask);
     return error;

@@ -129,6 +129,8 @@ int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
 /* resolve: RESOLVE_* of openat2(2) */
 int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve);
 int nsjoin_memfd_create(const char *name, unsigned int flags);
+/* pwrite(2) of everything; EFBIG beyond RLIMIT_FSIZE, without SIGXFSZ. */
+int nsjoin_write(int fd, const char *data, int64_t n, int64_t offset);
 
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */
 int nsjoin_own(unsigned long request);

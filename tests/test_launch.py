@@ -8,6 +8,7 @@ import fcntl
 import gc
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -325,6 +326,90 @@ def test_with_memfd_noexec_2_it_works_all_the_same(tmp_path):
         check=False,
     )
     assert (done.stdout, done.stderr) == ("7\nFalse []\n", "")
+
+
+# --- RLIMIT_FSIZE ---------------------------------------------------------------------------------------------
+
+
+def limit_files(size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def with_a_new_image() -> None:
+    _launch._image.memfd_does_not_run()  # closes it
+    _launch._image = _launch._Image()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "size", "what"), [(with_a_new_image, 4096, "the joiner"), (lambda: None, 100, "the plan")]
+)
+def test_a_file_size_limit_that_a_launch_does_not_fit_in_is_named(near, prepare, size, what):
+    def run_it() -> str:
+        with pytest.raises(nsjoin.NamespaceError) as caught:
+            nsjoin.run_in(near.pid, ["true"])
+        assert (caught.value.step, caught.value.errno) == ("write", errno.EFBIG)
+        assert signal.SIGXFSZ not in signal.sigpending()
+        return str(caught.value)
+
+    message = in_child(run_it, prepare, lambda: limit_files(size))
+    assert what in message
+    assert f"RLIMIT_FSIZE is {size}: raise it" in message
+
+
+def test_a_file_size_limit_that_a_plan_fits_in_is_none(near):
+    assert in_child(lambda: nsjoin.run_in(near.pid, ["true"]).returncode, lambda: limit_files(4096)) == 0
+
+
+def write_unguarded(fd: int, data: bytes, what: str) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], written)
+
+
+def test_unless_its_signal_is_blocked_the_limit_ends_the_caller(near, monkeypatch):
+    monkeypatch.setattr(_shim, "write_all", write_unguarded)
+    with pytest.raises(AssertionError, match=f"the child ended with status {signal.SIGXFSZ}"):
+        in_child(lambda: nsjoin.run_in(near.pid, ["true"]).returncode, lambda: limit_files(100))
+
+
+def test_no_handler_of_the_callers_runs_for_it_and_one_that_was_pending_before_still_does(near):
+    called: list[int] = []
+
+    def run_it() -> list[int]:
+        for is_pending in (False, True):
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGXFSZ] if is_pending else [])
+            if is_pending:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGXFSZ)
+            with pytest.raises(nsjoin.NamespaceError):
+                nsjoin.run_in(near.pid, ["true"])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGXFSZ])
+            called.append(0)
+        return called
+
+    def listen() -> None:
+        limit_files(100)
+        signal.signal(signal.SIGXFSZ, lambda number, _: called.append(number))
+
+    assert in_child(run_it, listen) == [0, signal.SIGXFSZ, 0]
+
+
+def test_a_result_of_a_call_that_does_not_fit_in_the_limit_is_named(near):
+    def call_it() -> str:
+        with pytest.raises(nsjoin.CallResultError) as caught:
+            nsjoin.call_in(near.pid, bytes, 10_000_000)
+        return str(caught.value)
+
+    assert "RLIMIT_FSIZE is 4096" in in_child(call_it, lambda: limit_files(4096))
+
+
+@requires_root
+def test_what_is_no_file_is_written_whatever_the_limit(near):
+    def make_them() -> None:
+        with nsjoin.create("user", uid_map=[(0, 0, 5)]), nsjoin.create("time", monotonic=5):
+            assert nsjoin.call_in(near.pid, str, 1) == "1"
+
+    in_child(make_them, lambda: limit_files(0))
 
 
 # --- held before exec ----------------------------------------------------------------------------------------
