@@ -11,7 +11,7 @@ import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from . import _idmap, _launch, _reason
+from . import _guard, _idmap, _launch, _reason
 from ._call import call_in
 from ._namespace import Namespace
 from ._nstype import BY_NAME, lookup
@@ -83,6 +83,9 @@ def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Nam
 
     ``propagation`` of a ``"mnt"``: how its mounts relate to ours (mount_namespaces(7)): ``"private"`` as with
     unshare(1), ``"slave"``, ``"shared"``, or ``"unchanged"``.
+
+    Inside ``enter(..., "mnt")`` what needs a file or a program by its path is refused, as it would be the target's:
+    ``"auto"``, newuidmap and newgidmap, offsets of clocks.
 
     NamespaceError (NamespacePermissionError) with the reason, TypeError and ValueError for bad arguments; then nothing
     is left. Needs CAP_SYS_ADMIN, for ``"user"`` nothing; offsets need CAP_SYS_TIME. clone(2), unshare(2); Linux 4.11,
@@ -208,7 +211,8 @@ class _Holder:
     __slots__ = ("_hold", "_owner", "_user", "pid")
 
     def __init__(self, wanted: _Wanted, user: Namespace | None) -> None:
-        hold = (wanted.row.flag, wanted.propagation, user.fileno() if user else -1, wanted.keep, -1, -1, 0, 0)
+        owner = user.fileno() if user else -1
+        hold = (wanted.row.flag, wanted.propagation, owner, wanted.keep, -1, -1, 0, 0, _guard.is_away())
         self._hold: CData = ffi.gc(ffi.new("struct nsjoin_hold *", hold), lib.nsjoin_untie)
         self._user = user
         self._owner = os.getpid()
@@ -223,6 +227,8 @@ class _Holder:
 
     def _start(self, wanted: _Wanted) -> None:
         offsets = wanted.offsets
+        if offsets:
+            _guard.must_be_home("timens_offsets", "a file of its owner's /proc would be written to", "time")
         image, image_is_ours = _launch._image.open()
         try:
             number = -lib.nsjoin_hold(self._hold, image, offsets or ffi.NULL, len(offsets))

@@ -18,7 +18,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from . import _procfs, _shim
+from . import _guard, _procfs, _shim
 from ._nstype import BY_NAME
 from ._pack import pack
 from ._process import own_namespace, own_pid_namespace_is_left
@@ -294,6 +294,7 @@ class _Image:
                     self._make()
             if self._memfd_runs:
                 return self._fd, False
+        _guard.must_be_home("launch", "a file would be executed, in a temporary folder of its owner's")
         return self._file(), True
 
     def unlock(self) -> None:
@@ -401,7 +402,7 @@ def launch(job: Job) -> Launch:
     """
     if _unreaped:
         reap_late()
-    work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0)), lib.nsjoin_finish)
+    work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0, _guard.is_away())), lib.nsjoin_finish)
     image, image_is_ours = -1, False
     try:
         _shim.check(lib.nsjoin_prepare(work))

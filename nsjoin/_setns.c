@@ -545,7 +545,7 @@ __attribute__((no_sanitize_address)) static int become_joiner(void *argument)
         report[1] = n < launch->n_lent;
         if (n == launch->n_lent)
             syscall(SYS_execveat, launch->image, "", launch->argv, no_environment, K_AT_EMPTY_PATH);
-        if (n == launch->n_lent && (errno == ENOSYS || errno == EPERM)) /* a seccomp filter */
+        if (n == launch->n_lent && (errno == ENOSYS || errno == EPERM) && !launch->work->no_paths) /* a seccomp filter */
             syscall(SYS_execve, launch->image_path, launch->argv, no_environment);
         report[2] = errno;
     }
@@ -555,10 +555,10 @@ __attribute__((no_sanitize_address)) static int become_joiner(void *argument)
 }
 
 /* A seccomp filter may forbid memfds. The file has no name, so nobody else can open it. */
-static int open_plan(void)
+static int open_plan(int no_paths)
 {
     int fd = nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC);
-    if (fd == -ENOSYS || fd == -EPERM)
+    if ((fd == -ENOSYS || fd == -EPERM) && !no_paths)
         fd = result(open("/tmp", O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC, 0600)); /* Linux 3.11 */
     return lifted(fd);
 }
@@ -577,7 +577,7 @@ static int open_pipe(int32_t *reader, int32_t *writer)
 static int open_work(struct nsjoin_work *work)
 {
     int error = open_pipe(&work->barrier[0], &work->barrier[1]);
-    if (error == 0 && (work->plan = open_plan()) < 0)
+    if (error == 0 && (work->plan = open_plan(work->no_paths)) < 0)
         error = work->plan;
     return error;
 }
@@ -948,8 +948,9 @@ static int leave_everything(const struct holding *holding)
         for (unsigned int fd = 4; fd < limit.soft; fd++)
             syscall(SYS_close, fd);
     }
-    /* 4, for where execveat is refused; nothing if there is no /proc here */
-    syscall(SYS_dup3, syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC), 4, O_CLOEXEC);
+    /* 4, for where execveat is refused; nothing if there is no /proc here, or not ours */
+    if (!hold->no_paths)
+        syscall(SYS_dup3, syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC), 4, O_CLOEXEC);
     syscall(SYS_setsid);
     /* SIG_IGN outlives execve, and means that the kernel reaps the orphans that an init gets */
     syscall(SYS_rt_sigaction, SIGCHLD, ignore, NULL, K_SIGSET_SIZE);
@@ -968,8 +969,10 @@ static int set_offsets(const char *offsets, int n)
 }
 
 /* From a root that is only a directory, as of a chroot, to that of the mount namespace: setns(2) goes there. */
-static int go_to_first_root(void)
+static int go_to_first_root(int no_paths)
 {
+    if (no_paths)
+        return -EPERM;
     int fd = result(syscall(SYS_openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
     if (fd < 0)
         return fd;
@@ -985,10 +988,10 @@ static int make_mounts_private(void)
 
 /* Whoever is inside and has all capabilities that the init has may go to its root directory, through /proc/1/root. Ours
  * would be the way out of whatever he is confined to; here is nothing. Nor does it keep our mounts busy. */
-static int leave_root(void)
+static int leave_root(int no_paths)
 {
     int error = make_mounts_private();
-    if (error == -EINVAL && (error = go_to_first_root()) == 0)
+    if (error == -EINVAL && (error = go_to_first_root(no_paths)) == 0)
         error = make_mounts_private();
     if (error < 0)
         return error;
@@ -1008,7 +1011,7 @@ static int prepare_holder(const struct holding *holding, int32_t *step)
     int error = leave_everything(holding);
     if (error == 0 && (hold->nstypes & CLONE_NEWPID)) {
         *step = NSJOIN_HOLD_ROOT;
-        error = leave_root();
+        error = leave_root(hold->no_paths);
     }
     if (error == 0 && (hold->nstypes & K_CLONE_NEWTIME)) {
         *step = NSJOIN_HOLD_TIME;

@@ -230,6 +230,7 @@ struct nsjoin_work {
     int32_t plan;               /* the file of plan and report, -1: none */
     int32_t barrier[2];         /* a pipe: the joiner and its child hold the write end until they exec or end */
     int32_t joiner;             /* pid, 0: not started */
+    int32_t no_paths;           /* nothing is opened or executed by its path: that is the place of somebody else */
     struct nsjoin_link link;
 };
 int nsjoin_prepare(struct nsjoin_work *work);
@@ -261,6 +262,7 @@ struct nsjoin_hold {
     int32_t barrier;            /* while it starts, else -1 */
     int32_t pid;                /* of the holder, our child, once it has been started */
     int32_t step;               /* enum nsjoin_hold_step */
+    int32_t no_paths;           /* as of a work */
     struct nsjoin_link link;    /* of tie and barrier */
 };
 /* Starts the image as a holder. offsets: what is written to timens_offsets of a new time namespace, NULL: nothing.
