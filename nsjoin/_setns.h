@@ -106,7 +106,7 @@ struct nsjoin_plan {
 };
 
 /* Where the descriptors of a launch, a holder or a call lie: the child of a fork elsewhere in this process closes its copies
- * of them. Filled and emptied by C; all zero is a link of no list. */
+ * of them. Filled and emptied by C, and until then the struct around it stays where it is; all zero is a link of no list. */
 struct nsjoin_link {
     struct nsjoin_link *next, *previous;
     int32_t *fds;
