@@ -220,7 +220,7 @@ class _Holder:
 
     def start(self, wanted: _Wanted) -> None:
         """Start it: what is raised says what the kernel refused."""
-        _launch.reap_late()
+        _launch._reap_late()
         with _launch.home() if own_pid_namespace_is_left() else nullcontext():
             self._start(wanted)
         self.pid = self._hold.pid

@@ -401,7 +401,7 @@ def launch(job: Job) -> Launch:
     Failed, ValueError (NUL in a string), OSError (no process or descriptor to be had).
     """
     if _unreaped:
-        reap_late()
+        _reap_late()
     work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0, _guard.is_away())), lib.nsjoin_finish)
     image, image_is_ours = -1, False
     try:
@@ -671,7 +671,7 @@ def _waits_for_us(init: int) -> bool:
         return False
 
 
-def reap_late(*, seconds: float = 0) -> None:
+def _reap_late(*, seconds: float = 0) -> None:
     """Reap what had been killed, if it has ended by now; an init that waits for us no more gets ``seconds``."""
     for pid in list(_unreaped):
         is_init = _unreaped.pop(pid, None)
@@ -698,4 +698,4 @@ def _is_reaped(pid: int) -> bool:
 def child_has_been_reaped() -> None:
     """The caller has waited for a program: an init may have waited for just that, and ends now."""
     if _unreaped:
-        reap_late(seconds=_REAP_SECONDS)
+        _reap_late(seconds=_REAP_SECONDS)
