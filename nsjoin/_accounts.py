@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from . import _procfs, _shim
+from . import _guard, _procfs, _shim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,9 +42,12 @@ def check_own_names(keywords: Mapping[str, Any]) -> None:
     import grp
     import pwd
 
+    names = [keywords.get("user"), keywords.get("group"), *(keywords.get("extra_groups") or ())]
+    if any(isinstance(name, str) for name in names):
+        _guard.must_be_home("getpwnam", "/etc/passwd and /etc/group are its owner's (a number will do)")
     if isinstance(keywords.get("user"), str):
         pwd.getpwnam(keywords["user"])
-    for name in (keywords.get("group"), *(keywords.get("extra_groups") or ())):
+    for name in names[1:]:
         if isinstance(name, str):
             grp.getgrnam(name)
 

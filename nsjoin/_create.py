@@ -10,9 +10,8 @@ import errno
 import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
-from weakref import WeakSet
 
-from . import _idmap, _launch, _reason
+from . import _guard, _idmap, _launch, _reason
 from ._call import call_in
 from ._namespace import Namespace
 from ._nstype import BY_NAME, lookup
@@ -85,6 +84,9 @@ def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Nam
     ``propagation`` of a ``"mnt"``: how its mounts relate to ours (mount_namespaces(7)): ``"private"`` as with
     unshare(1), ``"slave"``, ``"shared"``, or ``"unchanged"``.
 
+    Inside ``enter(..., "mnt")`` what needs a file or a program by its path is refused, as it would be the target's:
+    ``"auto"``, newuidmap and newgidmap, offsets of clocks.
+
     NamespaceError (NamespacePermissionError) with the reason, TypeError and ValueError for bad arguments; then nothing
     is left. Needs CAP_SYS_ADMIN, for ``"user"`` nothing; offsets need CAP_SYS_TIME. clone(2), unshare(2); Linux 4.11,
     for time 5.6.
@@ -113,7 +115,8 @@ def _foreign(user: Namespace | None) -> Namespace | None:
 class PidNamespace(Namespace):
     """A PID namespace that ``create`` has made, with the init that keeps it: a direct child of ours.
 
-    ``close``, or the end of the ``with`` block, kills the init, and with it every process inside, and reaps it. In the
+    ``close``, or the end of the ``with`` block, kills the init, and with it every process inside, and reaps it; where a
+    child of ours inside has not been waited for, whose zombie keeps the init, that happens when it has been. In the
     child of a fork it only closes descriptors.
     """
 
@@ -218,24 +221,27 @@ class _Holder:
     What C knows of it stays in one place, so that no exception loses its pid.
     """
 
-    __slots__ = ("__weakref__", "_hold", "_owner", "_user", "pid")
+    __slots__ = ("_hold", "_owner", "_user", "pid")
 
     def __init__(self, wanted: _Wanted, user: Namespace | None) -> None:
-        hold = (wanted.row.flag, wanted.propagation, user.fileno() if user else -1, wanted.keep, -1, -1, 0, 0)
-        self._hold: CData = ffi.new("struct nsjoin_hold *", hold)
+        owner = user.fileno() if user else -1
+        hold = (wanted.row.flag, wanted.propagation, owner, wanted.keep, -1, -1, 0, 0, _guard.is_away())
+        self._hold: CData = ffi.gc(ffi.new("struct nsjoin_hold *", hold), lib.nsjoin_untie)
         self._user = user
         self._owner = os.getpid()
         self.pid = 0  # still to be read when it is reaped, and the number may be another's
-        _holders.add(self)
 
     def start(self, wanted: _Wanted) -> None:
         """Start it: what is raised says what the kernel refused."""
+        _launch._reap_late()
         with _launch.home() if own_pid_namespace_is_left() else nullcontext():
             self._start(wanted)
         self.pid = self._hold.pid
 
     def _start(self, wanted: _Wanted) -> None:
         offsets = wanted.offsets
+        if offsets:
+            _guard.must_be_home("timens_offsets", "a file of its owner's /proc would be written to", "time")
         image, image_is_ours = _launch._image.open()
         try:
             number = -lib.nsjoin_hold(self._hold, image, offsets or ffi.NULL, len(offsets))
@@ -261,34 +267,13 @@ class _Holder:
 
     def end(self) -> None:
         """Untie the process, kill and reap it."""
-        self.untie()
+        lib.nsjoin_untie(self._hold)
         self._kill()
-
-    def untie(self) -> None:
-        """Close our end of the pipe; and, in the child of a fork while it started, of the other one."""
-        ends = self._hold.tie, self._hold.barrier
-        self._hold.tie = self._hold.barrier = -1
-        for fd in ends:
-            if fd >= 0:
-                os.close(fd)
 
     def _kill(self) -> None:
         if self._owner == os.getpid():
-            _launch.end(self._hold.pid)
+            _launch.end(self._hold.pid, is_init=bool(self._hold.nstypes & PID.flag))
             self._hold.pid = 0
-
-
-#: A fork elsewhere in this process copies the ties, so that the processes would outlive us with that child.
-_holders: WeakSet[_Holder] = WeakSet()
-
-
-def _untie_those_of_the_parent() -> None:
-    for holder in list(_holders):
-        holder.untie()
-    _holders.clear()
-
-
-os.register_at_fork(after_in_child=_untie_those_of_the_parent)
 
 
 def _error(number: int, at: int, row: NsType, user: Namespace | None) -> OSError:

@@ -9,6 +9,7 @@ is refused.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.machinery
 import os
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from . import _procfs, _shim
 from ._nstype import BY_NAME
 from ._shim import lib
+from .exceptions import NamespaceError, error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -92,6 +94,13 @@ def is_away() -> bool:
     if getattr(_thread, "allowed", None) is not None or _process_allows is not None:
         return True
     return bool(_foreign) and _own_mount()[1] in _foreign
+
+
+def must_be_home(step: str, what: str, nstype: str | None = None) -> None:
+    """NamespaceError (EPERM) while this thread is away: ``what`` would happen by a path, and that is its owner's."""
+    if is_away():
+        reason = f"this thread is in a foreign mount namespace, where {what}; do it before it enters"
+        raise error(NamespaceError, errno.EPERM, step, nstype=nstype, reason=reason)
 
 
 def _has_gone_away() -> bool:

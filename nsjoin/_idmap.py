@@ -8,6 +8,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, NamedTuple, Union
 
+from . import _guard
 from .exceptions import NamespaceError, error
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ _WORDS: dict[str, Callable[[Kind], list[tuple[int, ...]]]] = {
 
 def _subordinate(kind: Kind) -> Iterator[tuple[int, int]]:
     """Our lines of subuid(5) or subgid(5): both name users, by name or number."""
+    _guard.must_be_home(kind.name, f"{kind.subordinate} is its owner's", "user")
     import pwd  # the name service is asked only here
 
     owners = {str(os.geteuid())}
@@ -145,6 +147,7 @@ def _write_now(process: Process, name: str, text: str) -> int:
 
 
 def _run_program(process: Process, kind: Kind, wanted: Sequence[tuple[int, ...]]) -> None:
+    _guard.must_be_home(kind.name, f"the program {kind.program} is its owner's, run with our capabilities", "user")
     numbers = [str(number) for one in wanted for number in one]
     try:
         done = subprocess.run(

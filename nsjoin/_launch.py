@@ -17,9 +17,8 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from weakref import WeakValueDictionary
 
-from . import _procfs, _shim
+from . import _guard, _procfs, _shim
 from ._nstype import BY_NAME
 from ._pack import pack
 from ._process import own_namespace, own_pid_namespace_is_left
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from ._plan import Step
-    from ._setns import CData
 
     #: Yields descriptors to wait for, takes nothing, returns a pid.
     Launch = Generator[int, None, int]
@@ -302,6 +300,7 @@ class _Image:
                     self._make()
             if self._memfd_runs:
                 return self._fd, False
+        _guard.must_be_home("launch", "a file would be executed, in a temporary folder of its owner's")
         return self._file(), True
 
     def unlock(self) -> None:
@@ -339,7 +338,7 @@ class _Image:
             return
         fd = _shim.above_stdio(fd)
         try:
-            _write_all(fd, _image_bytes())
+            _shim.write_all(fd, _image_bytes(), "the joiner")
             _seal(fd)
             status = os.fstat(fd)
         except BaseException:
@@ -352,7 +351,7 @@ class _Image:
         writer, path = tempfile.mkstemp(prefix="nsjoin-")
         try:
             try:
-                _write_all(writer, _image_bytes())
+                _shim.write_all(writer, _image_bytes(), "the joiner")
                 os.fchmod(writer, 0o500)
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             finally:
@@ -378,37 +377,26 @@ def _image_bytes() -> bytes:
     return bytes(ffi.buffer(lib.nsjoin_image(), lib.nsjoin_image_size()))
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(fd, data[written:], written)
-
-
 _image = _Image()
 
 # --- the launch ---------------------------------------------------------------------------------------------
 
-#: Launches under way. A fork elsewhere in this process copies the write end of their barriers, and until that process
-#: ends too, the launch would seem to be held before exec: so the child closes its copies.
-_in_flight: WeakValueDictionary[int, CData] = WeakValueDictionary()
-
-#: Children that had been killed but did not end in time (hung in the kernel); reaped by a later launch.
-_unreaped: set[int] = set()
+#: Children that had been killed but did not end in time (hung in the kernel), reaped by a later launch. True: an init,
+#: which ends once the last process of its PID namespace has been reaped, and that may be a program of the caller's.
+_unreaped: dict[int, bool] = {}
 
 _REAP_SECONDS = 0.5
+_LOOK_SECONDS = 0.02  # between looks at what holds up the end of an init
 _LONGEST_REAP = 30.0  # of one that gets no processor
 _LONGEST_POLL = 86400.0  # poll(2) takes milliseconds in an int: 24.8 days
 
 
-def _forget_launches_of_the_parent() -> None:
-    for work in list(_in_flight.values()):
-        lib.nsjoin_finish(work)
-    _in_flight.clear()
+def _forget_what_is_the_parents() -> None:
     _unreaped.clear()
     _image.unlock()
 
 
-os.register_at_fork(after_in_child=_forget_launches_of_the_parent)
+os.register_at_fork(after_in_child=_forget_what_is_the_parents)
 
 
 def launch(job: Job) -> Launch:
@@ -420,8 +408,7 @@ def launch(job: Job) -> Launch:
     """
     if _unreaped:
         _reap_late()
-    work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0)), lib.nsjoin_finish)
-    _in_flight[id(work)] = work
+    work: Any = ffi.gc(ffi.new("struct nsjoin_work *", (-1, (-1, -1), 0, _guard.is_away())), lib.nsjoin_finish)
     image, image_is_ours = -1, False
     try:
         _shim.check(lib.nsjoin_prepare(work))
@@ -473,7 +460,7 @@ def _run(job: Job, work: Any, image: int) -> Launch:
     sources = [fd for fd in job.stdio if fd >= 0]
     private = needed.union([fd for fd in sources if _ends_at_exec(fd, job.close_fds)]).difference(job.pass_fds)
     private.update((work.plan, work.barrier[1]), early)  # the program could forge the report, or seem never to start
-    _write_all(work.plan, pack(job, private, needed))
+    _shim.write_all(work.plan, pack(job, private, needed), "the plan of the launch, with argv and environment,")
     lent = [*private, *needed, *sources, *job.pass_fds]
     try:
         started = _begin(job, work, image, lent)
@@ -602,9 +589,12 @@ def _abort(work: Any, job: Job) -> None:
         end(_report(work)[0], leads_group=job.leads_group, home=home)
 
 
-def end(pid: int, *, leads_group: bool = False, home: int = -1) -> None:
-    """Kill and reap a child of ours; one that hangs in the kernel is reaped by a later launch. ``home``: of ``Cgroup``,
-    where it goes once it has been killed."""
+def end(pid: int, *, leads_group: bool = False, home: int = -1, is_init: bool = False) -> None:
+    """Kill and reap a child of ours. ``home``: of ``Cgroup``, where it goes once it has been killed.
+
+    One that hangs in the kernel is reaped by a later launch, and an init that our own zombies hold up when they have
+    been waited for.
+    """
     if pid <= 0:
         return
     try:
@@ -617,7 +607,7 @@ def end(pid: int, *, leads_group: bool = False, home: int = -1) -> None:
             return
     except ChildProcessError:
         return  # not ours any more, so not ours to kill: somebody else has reaped it
-    _unreaped.add(pid)
+    _unreaped[pid] = is_init
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -625,8 +615,8 @@ def end(pid: int, *, leads_group: bool = False, home: int = -1) -> None:
     if leads_group:
         _kill_group(pid)
     bring_home(pid, home)
-    if _reap(pid, _REAP_SECONDS):
-        _unreaped.discard(pid)  # another thread's launch may have reaped it meanwhile
+    if _reap(pid, _REAP_SECONDS, is_init=is_init):
+        _unreaped.pop(pid, None)  # another thread's launch may have reaped it meanwhile
 
 
 def bring_home(pid: int, home: int) -> None:
@@ -646,23 +636,11 @@ def _kill_group(leader: int) -> None:
         pass  # it had not made the group yet, or was its last member
 
 
-def _reap(pid: int, seconds: float | None = None) -> bool:
-    """Wait for ``pid`` to end; False if it has not after ``seconds``, as a process that hangs in the kernel."""
-    if seconds is not None:
-        try:
-            pidfd = _shim.pidfd_open(pid)
-        except OSError:
-            pidfd = -1  # no pidfds here, or somebody else has reaped it
-        if pidfd >= 0:
-            try:
-                poll = select.poll()
-                poll.register(pidfd, select.POLLIN)
-                last = time.monotonic() + _LONGEST_REAP
-                while not poll.poll(seconds * 1000):
-                    if not _is_runnable(pid) or time.monotonic() > last:
-                        return False
-            finally:
-                os.close(pidfd)
+def _reap(pid: int, seconds: float | None = None, *, is_init: bool = False) -> bool:
+    """Wait for ``pid`` to end; False if it has not after ``seconds``, as a process that hangs in the kernel, or if it
+    is an init that waits for us."""
+    if seconds is not None and not _ends(pid, seconds, is_init):
+        return False
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -670,20 +648,79 @@ def _reap(pid: int, seconds: float | None = None) -> bool:
     return True
 
 
-def _is_runnable(pid: int) -> bool:
-    """Whether it only waits for a processor: what has been killed ends then, if late. What sleeps may never do."""
+def _ends(pid: int, seconds: float, is_init: bool) -> bool:
+    with ExitStack() as stack:
+        poll = select.poll()
+        try:
+            pidfd = _shim.pidfd_open(pid)
+        except OSError:  # no pidfds here, or somebody else has reaped it
+            if not is_init:
+                return True
+        else:
+            stack.callback(os.close, pidfd)
+            poll.register(pidfd, select.POLLIN)
+        begun = time.monotonic()
+        while not poll.poll((_LOOK_SECONDS if is_init else seconds) * 1000):
+            state = _state(pid)
+            passed = time.monotonic() - begun
+            if state == "Z" or (not state and is_init):
+                return True
+            if is_init and _waits_for_us(pid):
+                return False
+            if passed >= seconds and (state != "R" or passed > _LONGEST_REAP):
+                return False
+        return True
+
+
+def _state(pid: int) -> str:
+    """R: it only waits for a processor; what has been killed ends then, if late. What sleeps may never do. Z: it has
+    ended. Nothing: it is gone, or there is no /proc."""
     try:
         stat = _procfs.read(f"{pid}/stat")
     except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[0]
+
+
+def _waits_for_us(init: int) -> bool:
+    """Whether an init that has been killed cannot end, because a child of ours in its PID namespace is a zombie: to
+    wait for that one is for its owner. /proc/PID/ns/pid is there for zombies too."""
+    try:
+        namespace = _procfs.inode(f"{init}/ns/pid")
+        tasks = _procfs.names("self/task")
+        # Linux 3.5 with CONFIG_PROC_CHILDREN; without it we wait for as long as for what hangs
+        children = [int(pid) for task in tasks for pid in _procfs.read(f"self/task/{task}/children").split()]
+        zombies = [pid for pid in children if pid != init and _state(pid) == "Z"]
+        return any(_procfs.inode(f"{pid}/ns/pid") == namespace for pid in zombies)
+    except OSError:  # a thread or a child has ended just now
         return False
-    return stat.rpartition(")")[2].split()[0] == "R"
 
 
-def _reap_late() -> None:
+def _reap_late(*, seconds: float = 0) -> None:
+    """Reap what had been killed, if it has ended by now; an init that waits for us no more gets ``seconds``."""
     for pid in list(_unreaped):
+        is_init = _unreaped.pop(pid, None)
+        if is_init is None:
+            continue  # another thread has it
+        is_gone = False
         try:
-            ended = os.waitpid(pid, os.WNOHANG)[0] == pid
-        except ChildProcessError:
-            ended = True
-        if ended:
-            _unreaped.discard(pid)
+            is_gone = _is_reaped(pid)
+            if not is_gone and is_init and seconds and not _waits_for_us(pid):
+                is_gone = _reap(pid, seconds, is_init=True)
+                is_init = _waits_for_us(pid)  # else it hangs, or waits for somebody else: nobody waits for it again
+        finally:
+            if not is_gone:
+                _unreaped[pid] = is_init
+
+
+def _is_reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def child_has_been_reaped() -> None:
+    """The caller has waited for a program: an init may have waited for just that, and ends now."""
+    if _unreaped:
+        _reap_late(seconds=_REAP_SECONDS)

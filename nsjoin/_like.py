@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _capabilities, _cgroup, _procfs, _shim
+from . import _capabilities, _cgroup, _guard, _procfs, _shim
 from ._launch import Attributes, Theirs
 from ._nstype import BY_NAME
 from ._target import TARGET
@@ -296,6 +296,7 @@ def _label(label: str | None) -> bytes | None:
 
 
 def _has_apparmor() -> bool:
+    _guard.must_be_home("lsm_label", f"{_APPARMOR} is its owner's")
     try:
         with open(_APPARMOR, encoding="ascii") as file:
             return file.read().strip() == "Y"

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 #include "joiner_image.h" /* the joiner as bytes: static const unsigned char joiner_image[] */
 
@@ -139,6 +140,26 @@ int nsjoin_memfd_create(const char *name, unsigned int flags)
     return result(syscall(SYS_memfd_create, name, flags));
 }
 
+/* A file in memory is a file for RLIMIT_FSIZE: beyond it write(2) is EFBIG, and SIGXFSZ, which comes to the thread itself,
+ * would end the process or run a handler of the caller's. */
+int nsjoin_write(int fd, const char *data, int64_t n, int64_t offset)
+{
+    static const uint64_t xfsz = (uint64_t)1 << (SIGXFSZ - 1);
+    static const struct timespec now;
+    uint64_t before, pending;
+    int error = result(syscall(SYS_rt_sigprocmask, SIG_BLOCK, &xfsz, &before, K_SIGSET_SIZE));
+    if (error < 0)
+        return error;
+    error = result(syscall(SYS_rt_sigpending, &pending, K_SIGSET_SIZE));
+    for (ssize_t written = 0; error == 0 && n > 0; n -= written, data += written, offset += written)
+        if ((written = pwrite(fd, data, (size_t)n, offset)) < 0)
+            written = error = -errno;
+    if (error == -EFBIG && !(pending & xfsz))
+        syscall(SYS_rt_sigtimedwait, &xfsz, NULL, &now, K_SIGSET_SIZE); /* also where it is ignored: it has been blocked */
+    nsjoin_restore_signals(&before);
+    return error;
+}
+
 int nsjoin_mount(const char *source, const char *target, const char *fstype, unsigned long flags)
 {
     return result(mount(source, target, fstype, flags, NULL));
@@ -200,9 +221,46 @@ static void close_own(void *unused)
     own.fd = -1;
 }
 
-/* Held while a launch's descriptors come and go: a fork in another thread at that moment would give its child numbers that
- * are not, or no longer, what they stand for, and the child closes them (_launch.py). */
+/* What has to stay in this process alone: the child of a fork elsewhere in it would hold a launch up by its copy of a
+ * barrier, or keep a holder alive by that of a tie. So the child closes its copies, in a handler of fork(3), where only
+ * system calls are allowed: the list lies in the structs that hold the descriptors, and fork(3) is made with the lock held,
+ * so the list and the numbers are whole in the child. Every fork(3) is reached that way, Python's, subprocess's and that
+ * of any C library; posix_spawn(3) and vfork(2) run no handlers, but execve comes soon, and all this is close-on-exec. Who
+ * calls _Fork(3) or clone(2) and does not execute anything keeps copies: there is no way to be told. */
+static struct nsjoin_link *closed_in_children;
 static pthread_mutex_t coming_and_going = PTHREAD_MUTEX_INITIALIZER;
+
+static void add_link(struct nsjoin_link *link, int32_t *fds, int n)
+{
+    *link = (struct nsjoin_link){closed_in_children, NULL, fds, n};
+    if (link->next)
+        link->next->previous = link;
+    closed_in_children = link;
+}
+
+static void drop_link(struct nsjoin_link *link)
+{
+    if (!link->fds)
+        return;
+    if (link->next)
+        link->next->previous = link->previous;
+    *(link->previous ? &link->previous->next : &closed_in_children) = link->next;
+    *link = (struct nsjoin_link){NULL, NULL, NULL, 0};
+}
+
+static void close_one(int32_t *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static void close_all(struct nsjoin_link *link)
+{
+    for (int i = 0; i < link->n; i++)
+        close_one(&link->fds[i]);
+    drop_link(link);
+}
 
 static void cover_names(struct nsjoin_call *call);
 static void uncover_names(const struct nsjoin_call *call);
@@ -234,11 +292,15 @@ static void after_fork(void)
 static void after_fork_in_child(void)
 {
     generation++;
-    if (forking)
+    if (forking) {
         nsjoin_prctl(K_PR_SET_DUMPABLE, 0);
+        drop_link(&forking->link);
+    }
     if (bearing)
         tell(bearing, NSJOIN_BORN);
     forking = bearing = NULL;
+    while (closed_in_children)
+        close_all(closed_in_children);
     pthread_mutex_unlock(&coming_and_going);
 }
 
@@ -276,13 +338,6 @@ int nsjoin_own(unsigned long request)
 {
     int fd = own_pidfd();
     return fd < 0 ? fd : lifted(nsjoin_ioctl(fd, request));
-}
-
-static void close_one(int32_t *fd)
-{
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
 }
 
 static int open_place(const char *path)
@@ -503,7 +558,7 @@ __attribute__((no_sanitize_address)) static int become_joiner(void *argument)
         report[1] = n < launch->n_lent;
         if (n == launch->n_lent)
             syscall(SYS_execveat, launch->image, "", launch->argv, no_environment, K_AT_EMPTY_PATH);
-        if (n == launch->n_lent && (errno == ENOSYS || errno == EPERM)) /* a seccomp filter */
+        if (n == launch->n_lent && (errno == ENOSYS || errno == EPERM) && !launch->work->no_paths) /* a seccomp filter */
             syscall(SYS_execve, launch->image_path, launch->argv, no_environment);
         report[2] = errno;
     }
@@ -513,10 +568,10 @@ __attribute__((no_sanitize_address)) static int become_joiner(void *argument)
 }
 
 /* A seccomp filter may forbid memfds. The file has no name, so nobody else can open it. */
-static int open_plan(void)
+static int open_plan(int no_paths)
 {
     int fd = nsjoin_memfd_create("nsjoin-plan", K_MFD_CLOEXEC);
-    if (fd == -ENOSYS || fd == -EPERM)
+    if ((fd == -ENOSYS || fd == -EPERM) && !no_paths)
         fd = result(open("/tmp", O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC, 0600)); /* Linux 3.11 */
     return lifted(fd);
 }
@@ -535,16 +590,26 @@ static int open_pipe(int32_t *reader, int32_t *writer)
 static int open_work(struct nsjoin_work *work)
 {
     int error = open_pipe(&work->barrier[0], &work->barrier[1]);
-    if (error == 0 && (work->plan = open_plan()) < 0)
+    if (error == 0 && (work->plan = open_plan(work->no_paths)) < 0)
         error = work->plan;
     return error;
 }
 
-int nsjoin_prepare(struct nsjoin_work *work)
+/* The handlers of fork(3) are there, or -ENOMEM. */
+static int stand_by(void)
 {
     pthread_once(&once, set_up);
+    return generation < 0 ? -ENOMEM : 0;
+}
+
+int nsjoin_prepare(struct nsjoin_work *work)
+{
+    int error = stand_by();
+    if (error < 0)
+        return error;
     pthread_mutex_lock(&coming_and_going);
-    int error = open_work(work);
+    add_link(&work->link, &work->plan, 3);
+    error = open_work(work);
     pthread_mutex_unlock(&coming_and_going);
     return error;
 }
@@ -600,8 +665,8 @@ int nsjoin_launch(struct nsjoin_work *work, int image, const char *plan_number, 
     error = nsjoin_block_signals(&mask);
     if (error < 0)
         return error;
-    error = result(pwrite(work->plan, &mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask)));
-    if (error >= 0)
+    error = nsjoin_write(work->plan, (const char *)&mask, sizeof mask, offsetof(struct nsjoin_plan, sigmask));
+    if (error == 0)
         error = start(&launch);
     nsjoin_restore_signals(&mask);
     return error;
@@ -617,9 +682,7 @@ void nsjoin_close_barrier(struct nsjoin_work *work)
 void nsjoin_finish(struct nsjoin_work *work)
 {
     pthread_mutex_lock(&coming_and_going);
-    close_one(&work->barrier[0]);
-    close_one(&work->barrier[1]);
-    close_one(&work->plan);
+    close_all(&work->link);
     pthread_mutex_unlock(&coming_and_going);
 }
 
@@ -636,14 +699,14 @@ static int open_pair(int32_t *pair)
     return error;
 }
 
-int nsjoin_open_call(struct nsjoin_call *call)
+static int open_call(struct nsjoin_call *call)
 {
-    pthread_once(&once, set_up);
     call->channel[0] = call->channel[1] = call->control[0] = call->control[1] = -1;
     call->home = call->children = call->self = call->child = -1;
     call->caller = (int32_t)syscall(SYS_getpid);
     call->is_open = 1;
     const int on = 1;
+    add_link(&call->link, call->channel, 8);
     int error = open_pair(call->channel);
     if (error == 0 && call->flags & NSJOIN_FORK)
         error = open_pair(call->control);
@@ -658,9 +721,23 @@ int nsjoin_open_call(struct nsjoin_call *call)
     return error;
 }
 
+int nsjoin_open_call(struct nsjoin_call *call)
+{
+    int error = stand_by();
+    if (error < 0)
+        return error;
+    pthread_mutex_lock(&coming_and_going);
+    error = open_call(call);
+    pthread_mutex_unlock(&coming_and_going);
+    return error;
+}
+
 int nsjoin_watch(struct nsjoin_call *call, int pid)
 {
-    return call->child = lifted(nsjoin_pidfd_open(pid, 0));
+    pthread_mutex_lock(&coming_and_going);
+    call->child = lifted(nsjoin_pidfd_open(pid, 0));
+    pthread_mutex_unlock(&coming_and_going);
+    return call->child;
 }
 
 static void close_ends(struct nsjoin_call *call, int end)
@@ -674,12 +751,9 @@ void nsjoin_close_call(struct nsjoin_call *call)
     if (!call->is_open)
         return;
     call->is_open = 0;
-    close_ends(call, 0);
-    close_ends(call, 1);
-    close_one(&call->home);
-    close_one(&call->children);
-    close_one(&call->self);
-    close_one(&call->child);
+    pthread_mutex_lock(&coming_and_going);
+    close_all(&call->link);
+    pthread_mutex_unlock(&coming_and_going);
     for (int i = 0; i < call->n_fds; i++)
         close_one(&call->fds[i]);
 }
@@ -732,7 +806,9 @@ int nsjoin_end_fork(struct nsjoin_call *call)
     if (call->is_blocked)
         nsjoin_restore_signals(&call->sigmask);
     call->is_blocked = 0;
+    pthread_mutex_lock(&coming_and_going);
     close_ends(call, 1);
+    pthread_mutex_unlock(&coming_and_going);
     return call->error;
 }
 
@@ -946,6 +1022,7 @@ int nsjoin_receive(struct nsjoin_call *call, char *text)
 struct holding {
     struct nsjoin_hold *hold;    /* with the write ends of two pipes */
     int32_t tie, barrier;        /* and their read ends */
+    struct nsjoin_link link;
     struct { int32_t step, error, pid; } *report; /* shared also where the memory is not */
     int image;
     const char *offsets;
@@ -971,8 +1048,9 @@ static int leave_everything(const struct holding *holding)
         for (unsigned int fd = 4; fd < limit.soft; fd++)
             syscall(SYS_close, fd);
     }
-    /* 4, for where execveat is refused; nothing if there is no /proc here */
-    syscall(SYS_dup3, syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC), 4, O_CLOEXEC);
+    /* 4, for where execveat is refused; nothing if there is no /proc here, or not ours */
+    if (!hold->no_paths)
+        syscall(SYS_dup3, syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC), 4, O_CLOEXEC);
     syscall(SYS_setsid);
     /* SIG_IGN outlives execve, and means that the kernel reaps the orphans that an init gets */
     syscall(SYS_rt_sigaction, SIGCHLD, ignore, NULL, K_SIGSET_SIZE);
@@ -991,8 +1069,10 @@ static int set_offsets(const char *offsets, int n)
 }
 
 /* From a root that is only a directory, as of a chroot, to that of the mount namespace: setns(2) goes there. */
-static int go_to_first_root(void)
+static int go_to_first_root(int no_paths)
 {
+    if (no_paths)
+        return -EPERM;
     int fd = result(syscall(SYS_openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
     if (fd < 0)
         return fd;
@@ -1008,10 +1088,10 @@ static int make_mounts_private(void)
 
 /* Whoever is inside and has all capabilities that the init has may go to its root directory, through /proc/1/root. Ours
  * would be the way out of whatever he is confined to; here is nothing. Nor does it keep our mounts busy. */
-static int leave_root(void)
+static int leave_root(int no_paths)
 {
     int error = make_mounts_private();
-    if (error == -EINVAL && (error = go_to_first_root()) == 0)
+    if (error == -EINVAL && (error = go_to_first_root(no_paths)) == 0)
         error = make_mounts_private();
     if (error < 0)
         return error;
@@ -1031,7 +1111,7 @@ static int prepare_holder(const struct holding *holding, int32_t *step)
     int error = leave_everything(holding);
     if (error == 0 && (hold->nstypes & CLONE_NEWPID)) {
         *step = NSJOIN_HOLD_ROOT;
-        error = leave_root();
+        error = leave_root(hold->no_paths);
     }
     if (error == 0 && (hold->nstypes & K_CLONE_NEWTIME)) {
         *step = NSJOIN_HOLD_TIME;
@@ -1126,8 +1206,8 @@ static void close_writer(int32_t *fd)
 }
 
 /* CLONE_VFORK lets us go on in the middle of execve, when the child has not yet its own memory: who may look into it, and
- * so at its namespaces, is then still judged as for ours. It has when its descriptors are closed. A fork in C in another
- * thread may have a copy of this one: then we do not wait for ever. */
+ * so at its namespaces, is then still judged as for ours. It has when its descriptors are closed. What another thread
+ * has made by clone(2) or _Fork(3) may have a copy of this one: then we do not wait for ever. */
 static void wait_for_exec(struct holding *holding)
 {
     struct pollfd news = {holding->barrier, POLLIN, 0};
@@ -1150,12 +1230,15 @@ static int hold_in_report(struct holding *holding)
     return error < 0 ? error : holding->report->error;
 }
 
-/* A fork in another thread closes its copies of the write ends, which it finds in *hold. */
 static int open_pipes(struct holding *holding)
 {
-    pthread_once(&once, set_up);
+    int error = stand_by();
+    if (error < 0)
+        return error;
     pthread_mutex_lock(&coming_and_going);
-    int error = open_pipe(&holding->tie, &holding->hold->tie);
+    add_link(&holding->hold->link, &holding->hold->tie, 2);
+    add_link(&holding->link, &holding->tie, 2);
+    error = open_pipe(&holding->tie, &holding->hold->tie);
     if (error == 0)
         error = open_pipe(&holding->barrier, &holding->hold->barrier);
     pthread_mutex_unlock(&coming_and_going);
@@ -1164,7 +1247,8 @@ static int open_pipes(struct holding *holding)
 
 int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_offsets)
 {
-    struct holding holding = {hold, -1, -1, NULL, image, offsets, n_offsets};
+    struct holding holding = {.hold = hold, .tie = -1, .barrier = -1, .image = image, .offsets = offsets};
+    holding.n_offsets = n_offsets;
     int error = open_pipes(&holding);
     if (error == 0) {
         holding.report = mmap(NULL, sizeof *holding.report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -1173,9 +1257,17 @@ int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_
             munmap(holding.report, sizeof *holding.report);
     }
     close_writer(&hold->barrier);
-    close_one(&holding.barrier);
-    close_one(&holding.tie);
+    pthread_mutex_lock(&coming_and_going);
+    close_all(&holding.link);
+    pthread_mutex_unlock(&coming_and_going);
     if (hold->stays || error < 0)
-        close_writer(&hold->tie);
+        nsjoin_untie(hold);
     return error;
+}
+
+void nsjoin_untie(struct nsjoin_hold *hold)
+{
+    pthread_mutex_lock(&coming_and_going);
+    close_all(&hold->link);
+    pthread_mutex_unlock(&coming_and_going);
 }

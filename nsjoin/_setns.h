@@ -105,6 +105,14 @@ struct nsjoin_plan {
     uint32_t tables;            /* room for the joiner's pointers to them: three lists, each ended by NULL */
 };
 
+/* Where the descriptors of a launch, a holder or a call lie: the child of a fork elsewhere in this process closes its copies
+ * of them. Filled and emptied by C, and until then the struct around it stays where it is; all zero is a link of no list. */
+struct nsjoin_link {
+    struct nsjoin_link *next, *previous;
+    int32_t *fds;
+    int32_t n;
+};
+
 /* Each returns what the system call returns, or -errno. */
 int nsjoin_setns(int fd, int nstypes);
 int nsjoin_unshare(int nstypes);
@@ -121,6 +129,8 @@ int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
 /* resolve: RESOLVE_* of openat2(2) */
 int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve);
 int nsjoin_memfd_create(const char *name, unsigned int flags);
+/* pwrite(2) of everything; EFBIG beyond RLIMIT_FSIZE, without SIGXFSZ. */
+int nsjoin_write(int fd, const char *data, int64_t n, int64_t offset);
 
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */
 int nsjoin_own(unsigned long request);
@@ -188,6 +198,7 @@ struct nsjoin_call {
     struct nsjoin_head { int32_t kind, step, index, error; int64_t length; } head;
     int32_t n_fds;
     int32_t fds[254];
+    struct nsjoin_link link;    /* of the descriptors from channel to child */
 };
 /* Opens what the kernel can open at once; home and children stay -1 where it cannot. */
 int nsjoin_open_call(struct nsjoin_call *call);
@@ -231,6 +242,8 @@ struct nsjoin_work {
     int32_t plan;               /* the file of plan and report, -1: none */
     int32_t barrier[2];         /* a pipe: the joiner and its child hold the write end until they exec or end */
     int32_t joiner;             /* pid, 0: not started */
+    int32_t no_paths;           /* nothing is opened or executed by its path: that is the place of somebody else */
+    struct nsjoin_link link;
 };
 int nsjoin_prepare(struct nsjoin_work *work);
 /* Starts the image with the plan in a new process. What went wrong there stands in the report. The lent descriptors go
@@ -261,10 +274,14 @@ struct nsjoin_hold {
     int32_t barrier;            /* while it starts, else -1 */
     int32_t pid;                /* of the holder, our child, once it has been started */
     int32_t step;               /* enum nsjoin_hold_step */
+    int32_t no_paths;           /* as of a work */
+    struct nsjoin_link link;    /* of tie and barrier */
 };
 /* Starts the image as a holder. offsets: what is written to timens_offsets of a new time namespace, NULL: nothing.
  * -errno also where the holder has been started and failed: then it ends, and is the caller's to reap. */
 int nsjoin_hold(struct nsjoin_hold *hold, int image, const char *offsets, int n_offsets);
+/* Closes our end: the holder ends unless it has that end itself. */
+void nsjoin_untie(struct nsjoin_hold *hold);
 int nsjoin_mount(const char *source, const char *target, const char *fstype, unsigned long flags);
 int nsjoin_umount(const char *target, int flags);
 /* Mounts the file of the first descriptor on that of the second: open_tree(2) and move_mount(2), Linux 5.2. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 from typing import TYPE_CHECKING
 
 try:
@@ -16,6 +17,7 @@ except ImportError as missing:
     ) from missing
 
 from . import _procfs
+from .exceptions import NamespaceError, error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,6 +218,18 @@ def openat2_in_root(root: int, path: bytes, flags: int) -> int:
 def openat2_on_mount(directory: int, path: bytes, flags: int) -> int:
     """openat2(2), Linux 5.6: on the mount of ``directory`` only, through no link; EXDEV where another one begins."""
     return check(lib.nsjoin_openat2(directory, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS))
+
+
+def write_all(fd: int, data: bytes, what: str) -> None:
+    """Write ``data`` to the beginning of a file. NamespaceError (EFBIG) beyond RLIMIT_FSIZE, which holds for files in
+    memory too; the signal that comes with it, SIGXFSZ, is kept from the caller."""
+    number = -lib.nsjoin_write(fd, data, len(data), 0)
+    if number != errno.EFBIG:
+        check(-number)
+        return
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    reason = f"{what} needs a file (in memory) of {len(data)} bytes, and RLIMIT_FSIZE is {limit}: raise it (ulimit -f)"
+    raise error(NamespaceError, number, "write", reason=reason)
 
 
 def mount(source: str, target: str, flags: int, fstype: str | None = None) -> None:

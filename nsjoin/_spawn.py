@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
 from . import _like
 from ._accounts import check_own_names, numbers
-from ._launch import Ids, Job, end, environment, wait
+from ._launch import Ids, Job, _unreaped, child_has_been_reaped, end, environment, wait
 from ._namespace import Namespace
 from ._netns_etc import WithEtc
 from ._nstype import mask, select
@@ -409,6 +409,13 @@ class Popen(subprocess.Popen[AnyStr]):
         except ChildProcessError:
             self._status_is_lost = True
             return self.pid, 0
+
+    def _handle_exitstatus(self, *arguments: Any, _unreaped: dict[int, bool] = _unreaped) -> None:
+        """Overrides subprocess.Popen: poll, wait and ``__del__`` come here, that also at the interpreter's end, when
+        the names of this module may be gone."""
+        super()._handle_exitstatus(*arguments)  # type: ignore[misc]
+        if _unreaped:
+            child_has_been_reaped()
 
     def _started(self, pid: int, pipes: list[int]) -> None:
         self.pid = pid

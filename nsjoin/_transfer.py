@@ -95,9 +95,8 @@ def send(channel: int, kind: int, text: bytes = b"", descriptors: Sequence[int] 
     except OSError as refused:
         if refused.errno != errno.EMSGSIZE:
             raise
-        with open(_shim.memfd_create(b"nsjoin-result", _MFD_CLOEXEC), "wb") as file:
-            file.write(text)
-            file.flush()
+        with open(_shim.memfd_create(b"nsjoin-result", _MFD_CLOEXEC), "wb", buffering=0) as file:
+            _shim.write_all(file.fileno(), text, "the result")
             _send_record(channel, _IN_FILE, b"", [file.fileno()])
         _send_record(channel, kind, b"", descriptors)
 

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from . import _shim
+from . import _procfs, _shim
 from ._namespace import Namespace
 from ._nstype import BY_NAME, mask, select
 from ._process import missing_type, own_pid_namespace_is_left
@@ -93,7 +93,7 @@ def _limit(rows: Sequence[NsType]) -> tuple[Sequence[NsType], str]:
 
 def _invalid(rows: Sequence[NsType], moves_thread: bool) -> tuple[Sequence[NsType], str | None]:
     for row in rows:
-        if not os.path.exists(f"/proc/thread-self/ns/{row.name}") and os.path.exists("/proc/thread-self/ns"):
+        if row.name not in _own_types():
             return (row,), missing_type(row)
     if USER in rows and moves_thread:
         return (USER,), "a process with threads cannot leave its user namespace; use create, or spawn_in"
@@ -102,9 +102,15 @@ def _invalid(rows: Sequence[NsType], moves_thread: bool) -> tuple[Sequence[NsTyp
     return rows, None
 
 
+def _own_types() -> list[str]:
+    try:
+        return _procfs.names("thread-self/ns")
+    except OSError:  # no /proc here: then it is not known
+        return list(BY_NAME)
+
+
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
+        return _procfs.read(path.partition("/proc/")[2]).strip()
     except OSError:  # not in this kernel, or no /proc here
         return ""

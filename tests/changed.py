@@ -150,6 +150,7 @@ SECCOMP_MODE_FILTER = 2
 NR, ARG0, ARG1, ARG2, ARG3 = 0, 16, 24, 32, 40
 SYS_IOCTL, SYS_SETNS = {"x86_64": (16, 308), "aarch64": (29, 268)}[platform.machine()]
 SYS_MOUNT = {"x86_64": 165, "aarch64": 40}[platform.machine()]
+SYS_EXECVEAT = {"x86_64": 322, "aarch64": 281}[platform.machine()]
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_PIDFD_OPEN = 428, 429, 434
 _LOAD, _AND, _IF_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000

@@ -6,14 +6,17 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import pickle
 import shutil
 import signal
 import subprocess
+import tempfile
 import traceback
-from typing import TYPE_CHECKING, TypeVar
+import warnings
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from changed import become_nobody
@@ -45,6 +48,51 @@ def _wait_for_sigio(seconds: int) -> bool:
         if ctypes.get_errno() != errno.EINTR:  # a handler has run, as for SIGCHLD
             return False
     return False
+
+
+def _fork_by_python(reader: int, writer: int, there: int) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of a fork beside threads
+        forked = os.fork()
+    if forked == 0:
+        os.close(writer)
+        os.write(there, b"x")
+        os.read(reader, 1)
+        os._exit(0)
+    return forked
+
+
+@functools.lru_cache
+def _forks_in_c() -> Any:
+    """Not fork(3) by ctypes: beside threads, its child must not run Python."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = os.path.join(folder, "forks.so")
+        source = os.path.join(os.path.dirname(__file__), "forks.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        return ctypes.CDLL(library).fork_and_live_on
+
+
+#: os.fork; fork(3) as a library of C calls it, so that Python's hooks are not run; and one that runs none of C either.
+FORKS: dict[str, Callable[[int, int, int], int]] = {
+    "os.fork": _fork_by_python,
+    "fork(3)": lambda *ends: int(_forks_in_c()(1, *ends)),
+    "clone(2)": lambda *ends: int(_forks_in_c()(0, *ends)),
+}
+
+
+@contextlib.contextmanager
+def living_on(fork: str) -> Iterator[int]:
+    """The pid of a child that is forked now, lives until the end of the block, and then is waited for."""
+    reader, writer = os.pipe()
+    is_there, there = os.pipe()
+    forked = FORKS[fork](reader, writer, there)
+    try:
+        os.read(is_there, 1)  # the handlers of fork have run
+        yield forked
+    finally:
+        for fd in (writer, reader, is_there, there):
+            os.close(fd)
+        os.waitpid(forked, 0)
 
 
 def become_ordinary_user() -> None:

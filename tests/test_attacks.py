@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attempts import JOINS_BY_PIDFD, requires_one_attempt
-from changed import NOBODY, PR_SET_DUMPABLE
+from changed import NOBODY, NR, PR_SET_DUMPABLE, SYS_EXECVEAT, Filter
 from child import children, held_program, in_child
 from conftest import (
     HAS_NAMESPACES_OF_PIDFDS,
@@ -41,7 +41,7 @@ from conftest import (
 )
 
 import nsjoin
-from nsjoin import _build_setns, _call, _launch, _procfs, _start, aio
+from nsjoin import _build_setns, _call, _guard, _launch, _procfs, _start, aio
 from nsjoin._process import Process, own_inodes
 from nsjoin._start import USER
 from nsjoin._target import Target
@@ -487,6 +487,157 @@ def test_with_suid_dumpable_1_they_are_hidden_too(start, meeting, suid_dumpable,
     else:
         nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60)
     assert_all_refused(hostile.outcomes())
+
+
+# --- files and programs by path, while a thread is away --------------------------------------------------------------
+
+
+@pytest.fixture
+def with_programs(start, folder) -> Callable[[str], Running]:
+    """A target that has a program of its own at a path; it writes down who has run it, in ``folder``."""
+    (folder / "program").write_text(f"#!/bin/sh\nid -u >>{folder}/ran\n")
+    (folder / "program").chmod(0o755)
+    (folder / "ran").touch()
+    (folder / "ran").chmod(0o666)
+
+    def make(place: str) -> Running:
+        one = start("mnt", program=f"{place}; echo armed; exec sleep infinity")
+        assert one.process.stdout.readline() == "armed\n"
+        return one
+
+    return make
+
+
+A_NEWUIDMAP = "mount -t tmpfs none /mnt && ln -s {0}/program /mnt/newuidmap"
+#: Its /proc has a program for each descriptor of whoever comes.
+A_PROC = (
+    "mount -t tmpfs none /proc && mkdir -p /proc/self/fd && for n in $(seq 2 200); do ln {0} -s /proc/self/fd/$n; done"
+)
+
+
+def map_ids(target: int) -> None:
+    """As an ordinary user, who may not map more than his own id."""
+    with nsjoin.enter(target, "mnt"):
+        os.setresuid(NOBODY, NOBODY, 0)
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # as of a process that has always been his
+        try:
+            nsjoin.create("user", uid_map=[(0, NOBODY, 1), (1, 100000, 5)]).close()
+        finally:
+            os.setresuid(0, 0, 0)
+            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def map_all_ids(target: int) -> None:
+    with nsjoin.enter(target, "mnt"):
+        nsjoin.create("user", uid_map="auto")
+
+
+def no_execveat() -> None:
+    without = Filter()
+    without.load(NR)
+    without.refuse_if(SYS_EXECVEAT, errno.EPERM)
+    without.install()
+
+
+def run_inside(target: int) -> None:
+    with nsjoin.enter(target, "mnt"), nsjoin.Namespace.current("uts") as here:
+        nsjoin.run_in([here], ["true"])
+
+
+def create_inside(target: int) -> None:
+    with nsjoin.enter(target, "mnt"):
+        nsjoin.create("uts").close()
+
+
+def never_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_guard, "is_away", lambda: False)
+
+
+@requires_root
+@pytest.mark.parametrize("work", [map_ids, map_all_ids])
+def test_no_program_and_no_file_of_the_target_serves_to_map_ids(with_programs, folder, monkeypatch, work):
+    target = with_programs(A_NEWUIDMAP.format(folder))
+    monkeypatch.setenv("PATH", "/mnt:/usr/bin:/bin")
+
+    def is_refused() -> None:
+        with pytest.raises(nsjoin.NamespacePermissionError, match="foreign mount namespace") as caught:
+            work(target.pid)
+        assert (caught.value.step, caught.value.nstype) == ("uid_map", "user")
+
+    in_child(is_refused)
+    assert (folder / "ran").read_text() == ""
+
+
+@requires_root
+def test_if_that_were_not_refused_its_newuidmap_would_run(with_programs, folder, monkeypatch):
+    target = with_programs(A_NEWUIDMAP.format(folder))
+    monkeypatch.setenv("PATH", "/mnt:/usr/bin:/bin")
+    never_away(monkeypatch)
+    in_child(lambda: map_ids(target.pid))
+    assert (folder / "ran").read_text() != ""
+
+
+@requires_root
+@pytest.mark.parametrize("work", [run_inside, create_inside])
+def test_where_execveat_is_forbidden_nothing_of_the_targets_proc_runs_in_its_place(with_programs, folder, work):
+    target = with_programs(A_PROC.format(folder / "program"))
+
+    def is_refused() -> None:
+        with pytest.raises(PermissionError):
+            work(target.pid)
+
+    in_child(is_refused, no_execveat)
+    assert (folder / "ran").read_text() == ""
+
+
+@requires_root
+@pytest.mark.parametrize("work", [run_inside, create_inside])
+def test_if_our_own_path_were_used_there_the_targets_program_would_run(with_programs, folder, monkeypatch, work):
+    target = with_programs(A_PROC.format(folder / "program"))
+    never_away(monkeypatch)
+    # the namespace is looked for in the target's /proc as well, and not found: the program gets the time to run
+    monkeypatch.setattr(_launch, "end", lambda pid, **_: pid > 0 and os.waitpid(pid, 0))
+
+    def try_it() -> None:
+        with contextlib.suppress(OSError):
+            work(target.pid)
+
+    in_child(try_it, no_execveat)
+    assert (folder / "ran").read_text() != ""
+
+
+def launch_from_a_file(target: int) -> None:
+    with nsjoin.enter(target, "mnt"), nsjoin.Namespace.current("uts") as here:
+        nsjoin.run_in([here], ["true"])
+
+
+def set_clocks(target: int) -> None:
+    with nsjoin.enter(target, "mnt"):
+        nsjoin.create("time", monotonic=1)
+
+
+def look_up_a_name(target: int) -> None:
+    with nsjoin.enter(target, "mnt"), nsjoin.Namespace.current("uts") as here:
+        nsjoin.run_in([here], ["true"], user="root", namespaces=["uts"])
+
+
+@requires_root
+@pytest.mark.parametrize(
+    ("work", "prepare"),
+    [
+        (launch_from_a_file, lambda: _launch._image.memfd_does_not_run()),
+        (set_clocks, int),
+        (look_up_a_name, int),
+    ],
+)
+def test_what_else_needs_a_path_is_refused_inside(start, work, prepare):
+    target = start("mnt")
+
+    def is_refused() -> None:
+        with pytest.raises(nsjoin.NamespacePermissionError, match="foreign mount namespace"):
+            work(target.pid)
+
+    in_child(is_refused, prepare)
 
 
 # --- what there is to see before exec -----------------------------------------------------------------------------

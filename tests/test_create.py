@@ -9,16 +9,17 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
-from changed import NR, SYS_MOUNT, Filter, memfds_do_not_run
-from child import become_ordinary_user, in_child
+from changed import NR, SYS_MOUNT, Filter, join, memfds_do_not_run
+from child import FORKS, become_ordinary_user, children, in_child, wait_until_ended
 from conftest import requires_namespaces_of_pidfds, requires_program, requires_root
 from faults.kernels import FEATURES, refuse
 
 import nsjoin
-from nsjoin import _launch, _shim
+from nsjoin import _launch, _shim, _spawn
 
 TYPES = ["mnt", "uts", "ipc", "net", "cgroup", "user", "time", "pid"]
 
@@ -105,15 +106,70 @@ def test_where_a_memfd_is_made_but_does_not_run_a_file_serves(monkeypatch, tmp_p
     assert os.listdir(tmp_path) == []
 
 
-@requires_root
-def test_close_ends_the_init_and_what_is_inside():
+def closed_with_a_program_inside() -> tuple[nsjoin.PidNamespace, nsjoin.Popen[bytes]]:
+    """One whose init has been killed, and with it a program of ours that nobody has waited for yet."""
     made = nsjoin.create("pid")
     inside = nsjoin.spawn_in(made, ["sleep", "infinity"])
     made.close()
-    assert inside.wait() == -9
-    # our zombie inside has held up the end of the init; else close, or the next launch, reaps it. It ends for want of
-    # its tie or by the signal, whichever comes first
-    assert os.waitpid(made.pid, 0)[1] in (0, 9)
+    return made, inside
+
+
+def is_child(pid: int) -> bool:
+    """Whether it is our child still, be it a zombie."""
+    return pid in children()
+
+
+@requires_root
+@pytest.mark.parametrize("how", ["wait", "poll", "communicate"])
+def test_the_init_is_reaped_when_the_last_program_inside_has_been_waited_for(how):
+    made, inside = closed_with_a_program_inside()
+    assert is_child(made.pid), "the zombie inside, which is the caller's, keeps it"
+    wait_until_ended(inside.pid)
+    getattr(inside, how)()
+    assert inside.returncode == -signal.SIGKILL
+    assert not is_child(made.pid)
+
+
+@requires_root
+def test_unless_that_ends_it_it_stays_a_zombie_until_a_later_launch(monkeypatch):
+    monkeypatch.setattr(_spawn, "child_has_been_reaped", lambda: None)
+    made, inside = closed_with_a_program_inside()
+    assert inside.wait() == -signal.SIGKILL
+    wait_until_ended(made.pid)
+    assert is_child(made.pid)
+    nsjoin.create("uts").close()
+    assert not is_child(made.pid)
+
+
+@requires_root
+def test_close_does_not_wait_for_an_init_that_waits_for_us(monkeypatch):
+    monkeypatch.setattr(_launch, "_REAP_SECONDS", 3600)
+    made = nsjoin.create("pid")
+    inside = nsjoin.spawn_in(made, ["sleep", "infinity"])
+    closing = threading.Thread(target=made.close)
+    closing.start()
+    closing.join(60)
+    is_still_waiting = closing.is_alive()
+    assert inside.wait() == -signal.SIGKILL
+    join(closing)
+    assert not is_still_waiting
+    assert not is_child(made.pid)
+
+
+@requires_root
+def test_the_status_of_what_the_caller_has_started_inside_stays_the_callers():
+    """A process of his own, which no Popen of ours knows, keeps the init too."""
+    made = nsjoin.create("pid")
+    with nsjoin.enter(made, "pid"):
+        inside = subprocess.Popen(["sleep", "infinity"])
+    made.close()
+    nsjoin.create("uts").close()
+    with nsjoin.Namespace.current("uts") as here:
+        assert nsjoin.run_in(here, ["true"]).returncode == 0
+    assert inside.wait() == -signal.SIGKILL
+    wait_until_ended(made.pid)
+    nsjoin.create("uts").close()
+    assert not is_child(made.pid)
 
 
 @requires_root
@@ -133,7 +189,8 @@ def test_the_init_ends_with_its_owner():
 
 
 @requires_root
-def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on():
+@pytest.mark.parametrize("fork", ["os.fork", "fork(3)"])
+def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on(fork):
     """The fork has copied every descriptor that the owner had, that of the tie among them."""
     reader, writer = os.pipe()
     ends, held = os.pipe()
@@ -141,10 +198,9 @@ def test_the_init_ends_with_its_owner_although_a_fork_of_that_lives_on():
     if child == 0:
         os.close(held)
         made = nsjoin.create("pid")
-        if os.fork() == 0:
-            os.write(writer, b"%d" % made.pid)
-        os.read(ends, 1)
-        os._exit(0)
+        FORKS[fork](ends, os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY))
+        os.write(writer, b"%d" % made.pid)
+        select.select([], [], [])
     try:
         with nsjoin.Target.from_pid(int(os.read(reader, 20))) as init:
             os.kill(child, 9)

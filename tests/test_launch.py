@@ -8,19 +8,19 @@ import fcntl
 import gc
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from changed import NOBODY, join, memfds_do_not_run
-from child import Held, children, expired, held, held_program, in_child
+from child import Held, children, expired, held, held_program, in_child, living_on
 from conftest import (
     HAS_NAMESPACES_OF_PIDFDS,
     IS_ROOT,
@@ -328,6 +328,90 @@ def test_with_memfd_noexec_2_it_works_all_the_same(tmp_path):
     assert (done.stdout, done.stderr) == ("7\nFalse []\n", "")
 
 
+# --- RLIMIT_FSIZE ---------------------------------------------------------------------------------------------
+
+
+def limit_files(size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def with_a_new_image() -> None:
+    _launch._image.memfd_does_not_run()  # closes it
+    _launch._image = _launch._Image()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "size", "what"), [(with_a_new_image, 4096, "the joiner"), (lambda: None, 100, "the plan")]
+)
+def test_a_file_size_limit_that_a_launch_does_not_fit_in_is_named(near, prepare, size, what):
+    def run_it() -> str:
+        with pytest.raises(nsjoin.NamespaceError) as caught:
+            nsjoin.run_in(near.pid, ["true"])
+        assert (caught.value.step, caught.value.errno) == ("write", errno.EFBIG)
+        assert signal.SIGXFSZ not in signal.sigpending()
+        return str(caught.value)
+
+    message = in_child(run_it, prepare, lambda: limit_files(size))
+    assert what in message
+    assert f"RLIMIT_FSIZE is {size}: raise it" in message
+
+
+def test_a_file_size_limit_that_a_plan_fits_in_is_none(near):
+    assert in_child(lambda: nsjoin.run_in(near.pid, ["true"]).returncode, lambda: limit_files(4096)) == 0
+
+
+def write_unguarded(fd: int, data: bytes, what: str) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], written)
+
+
+def test_unless_its_signal_is_blocked_the_limit_ends_the_caller(near, monkeypatch):
+    monkeypatch.setattr(_shim, "write_all", write_unguarded)
+    with pytest.raises(AssertionError, match=f"the child ended with status {signal.SIGXFSZ}"):
+        in_child(lambda: nsjoin.run_in(near.pid, ["true"]).returncode, lambda: limit_files(100))
+
+
+def test_no_handler_of_the_callers_runs_for_it_and_one_that_was_pending_before_still_does(near):
+    called: list[int] = []
+
+    def run_it() -> list[int]:
+        for is_pending in (False, True):
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGXFSZ] if is_pending else [])
+            if is_pending:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGXFSZ)
+            with pytest.raises(nsjoin.NamespaceError):
+                nsjoin.run_in(near.pid, ["true"])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGXFSZ])
+            called.append(0)
+        return called
+
+    def listen() -> None:
+        limit_files(100)
+        signal.signal(signal.SIGXFSZ, lambda number, _: called.append(number))
+
+    assert in_child(run_it, listen) == [0, signal.SIGXFSZ, 0]
+
+
+def test_a_result_of_a_call_that_does_not_fit_in_the_limit_is_named(near):
+    def call_it() -> str:
+        with pytest.raises(nsjoin.CallResultError) as caught:
+            nsjoin.call_in(near.pid, bytes, 10_000_000)
+        return str(caught.value)
+
+    assert "RLIMIT_FSIZE is 4096" in in_child(call_it, lambda: limit_files(4096))
+
+
+@requires_root
+def test_what_is_no_file_is_written_whatever_the_limit(near):
+    def make_them() -> None:
+        with nsjoin.create("user", uid_map=[(0, 0, 5)]), nsjoin.create("time", monotonic=5):
+            assert nsjoin.call_in(near.pid, str, 1) == "1"
+
+    in_child(make_them, lambda: limit_files(0))
+
+
 # --- held before exec ----------------------------------------------------------------------------------------
 
 
@@ -470,29 +554,99 @@ def test_ctrl_c_ends_the_wait_for_a_program_that_something_inside_has_stopped(ne
         assert children() == before
 
 
-def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near):
-    # What is held here is the joiner: the barrier is still open in this process, and the forked one gets a copy of it.
+def ends_beside_a_fork(target: int, fork: str, seconds: float | None) -> bool:
+    """Whether a launch ends although a child lives on that another thread has forked while the joiner was held."""
+    # the barrier is still open in this process by then, and the forked one gets a copy of it
     with held(f"/proc/self/fd/{_launch._image.open()[0]}") as joiner:
-        spawning = Spawning(near.pid, ["true"])
+        spawning = Spawning(target, ["true"], timeout=seconds)
         joiner.wait()
-        reader, writer = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of a fork beside threads
-            forked = os.fork()
-        if forked == 0:
-            os.close(writer)
-            os.read(reader, 1)  # until the test is over
-            os._exit(0)
-        try:
+        with living_on(fork):
             joiner.release()
-            spawning.join(20)
-            assert not spawning.is_alive(), "the launch waits for a process that has nothing to do with it"
-        finally:
-            os.close(writer)
-            os.close(reader)
-            os.waitpid(forked, 0)
-            join(spawning)
-    assert spawning.result.returncode == 0
+            spawning.join(60)
+            has_ended = not spawning.is_alive()
+        join(spawning)
+    assert (spawning.error is None) == (seconds is None), spawning.error
+    assert isinstance(spawning.error, (subprocess.TimeoutExpired, type(None)))
+    return has_ended and spawning.error is None
+
+
+WITH_HANDLERS = ["os.fork", "fork(3)"]
+
+
+@pytest.mark.parametrize("fork", WITH_HANDLERS)
+def test_a_process_that_is_forked_meanwhile_does_not_hold_up_the_launch(near, fork):
+    assert ends_beside_a_fork(near.pid, fork, None)
+
+
+def test_without_the_handlers_of_fork_it_does_hold_up_the_launch(near):
+    """A program that ran well is said to have taken too long: the forked process has the barrier."""
+    assert not ends_beside_a_fork(near.pid, "clone(2)", 1)
+
+
+def private(pid: int | str) -> set[str]:
+    """Pipes, sockets and plans that a process has open."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the directory's own
+            found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return {link for link in found if link.startswith(("pipe:", "socket:", "/memfd:nsjoin-plan"))}
+
+
+@requires_root
+@pytest.mark.parametrize("fork", WITH_HANDLERS)
+def test_the_child_of_a_fork_has_no_descriptor_of_a_launch_a_call_or_a_holder(near, tmp_path, fork):
+    entered, go = tmp_path / "entered", tmp_path / "go"
+    os.mkfifo(entered)
+    os.mkfifo(go)
+
+    def wait_inside() -> None:
+        entered.write_bytes(b"here")
+        go.read_bytes()
+
+    before = private("self")
+    calling = threading.Thread(target=lambda: nsjoin.call_in(near.pid, wait_inside))
+    with nsjoin.create("pid"), held_program(tmp_path / "held") as program:  # first: it blocks SIGIO, in all threads
+        calling.start()
+        entered.read_bytes()
+        spawning = Spawning(near.pid, [program.path])
+        program.wait()
+        ours = private("self") - before
+        with living_on(fork) as forked:
+            copied = private(forked) & ours
+        program.release()
+        join(spawning)
+    go.write_bytes(b"go")
+    join(calling)
+    assert {re.sub(r"\[.*", "", link) for link in ours} == {"/memfd:nsjoin-plan (deleted)", "pipe:", "socket:"}
+    assert copied == set()
+
+
+@requires_root
+@pytest.mark.parametrize("fork", WITH_HANDLERS)
+def test_sixty_four_threads_launch_and_create_while_others_fork(near, fork):
+    """Each fork meets the launches somewhere else, and its child lives until all of them are through."""
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(3):
+                assert nsjoin.run_in(near.pid, ["true"], timeout=120).returncode == 0
+                nsjoin.create("uts").close()
+                if number % 8 == 0:
+                    assert nsjoin.call_in(near.pid, str, number, timeout=120) == str(number)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(living_on(fork))
+            nsjoin.run_in(near.pid, ["true"])  # in the meantime the others have come further
+        for thread in threads:
+            join(thread)
+    assert failed == []
 
 
 def test_a_program_that_is_killed_before_exec_has_died_by_that_signal(near, tmp_path):

@@ -127,7 +127,7 @@ static void write_plan(struct nsjoin_work *work, uint32_t nstypes, const char *f
 
 static void spawn(uint32_t nstypes, const char *file, int error)
 {
-    struct nsjoin_work work = {-1, {-1, -1}, 0};
+    struct nsjoin_work work = {.plan = -1, .barrier = {-1, -1}};
     struct { int32_t pid, step, index, error; } report;
     char number[12];
     CHECK(nsjoin_prepare(&work) == 0);
@@ -285,26 +285,26 @@ static void call_refused(void)
 
 /* --- hold, signals ---------------------------------------------------------------------------------------------------- */
 
-static struct nsjoin_hold hold(uint32_t nstypes)
+static void hold(struct nsjoin_hold *hold, uint32_t nstypes)
 {
-    struct nsjoin_hold hold = {.nstypes = nstypes, .user = -1, .tie = -1, .barrier = -1};
-    int error = nsjoin_hold(&hold, image, NULL, 0);
+    *hold = (struct nsjoin_hold){.nstypes = nstypes, .user = -1, .tie = -1, .barrier = -1};
+    int error = nsjoin_hold(hold, image, NULL, 0);
     if (error < 0)
-        fprintf(stderr, "hold: step %d, error %d\n", hold.step, -error);
+        fprintf(stderr, "hold: step %d, error %d\n", hold->step, -error);
     CHECK(error == 0);
-    CHECK(hold.pid > 0 && hold.tie > 2);
-    return hold;
+    CHECK(hold->pid > 0 && hold->tie > 2);
 }
 
 static void release(struct nsjoin_hold *hold)
 {
-    close(hold->tie);
+    nsjoin_untie(hold);
     reap(hold->pid, 0);
 }
 
 static void hold_one(uint32_t nstypes)
 {
-    struct nsjoin_hold one = hold(nstypes);
+    struct nsjoin_hold one;
+    hold(&one, nstypes);
     release(&one);
 }
 
@@ -391,7 +391,9 @@ int main(int argc, char **argv)
     CHECK(image > 2 && launched > 2);
     int has_pidfds = nsjoin_own(GET_UTS) > 2; /* opens this thread's pidfd too, which stays; the namespace stays as well */
     /* valgrind has no pivot_root either, without which there is no init; a child of the joiner is asked for all the same */
-    struct nsjoin_hold first = hold(INSIDE | (has_pidfds ? CLONE_NEWPID : 0)), second = hold(CLONE_NEWNS | CLONE_NEWUTS);
+    struct nsjoin_hold first, second;
+    hold(&first, INSIDE | (has_pidfds ? CLONE_NEWPID : 0));
+    hold(&second, CLONE_NEWNS | CLONE_NEWUTS);
     n_inside = open_way(inside, first.pid, INSIDE | CLONE_NEWPID);
     n_other = open_way(other, second.pid, CLONE_NEWNS | CLONE_NEWUTS);
     int before = descriptors();
