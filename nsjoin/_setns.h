@@ -122,6 +122,10 @@ int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
 int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve);
 int nsjoin_memfd_create(const char *name, unsigned int flags);
 
+/* A number for this thread of the kernel that no other one gets, also after its end; its lower half is the thread's id.
+ * The one thread of a fork's child keeps its parent's. */
+uint64_t nsjoin_thread(void);
+
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */
 int nsjoin_own(unsigned long request);
 
