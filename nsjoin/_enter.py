@@ -54,8 +54,9 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     ``netns_etc=True`` with ``"net"`` is what ``ip netns exec`` does besides, as said of ``Popen``: for this thread,
     /sys and /etc are those for that network namespace. Modules may be loaded, as these are our own files.
 
-    Not to be held across an ``await``: every other task of the thread would run inside. Where asyncio's loop has run
-    within it, leaving raises RuntimeError, once the thread is back.
+    Not to be held across an ``await``, a ``yield`` or a greenlet's switch: whatever else the thread runs meanwhile runs
+    inside. Where asyncio's loop has run within it, leaving raises RuntimeError, once the thread is back. So does
+    leaving before what the thread has entered later: then the thread comes back when the last of those is left.
 
     Python may run a signal handler before the first line of an exit; if that handler raises just then, as Ctrl-C's
     does, the thread is not brought back (docs of ``signal``). Where that matters, join in a thread other than the main
@@ -66,7 +67,8 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
 
     Raises JoinError (JoinPermissionError), TargetGoneError, NamespaceError: then nothing has changed. RestoreError from
     the exit: the thread is still inside and should end. RuntimeError if left in another thread than it was entered
-    in: then nothing has changed either. TypeError and ValueError for bad arguments. setns(2); Linux 4.11.
+    in: then nothing has changed either, and where that was the end of a generator, the thread that entered comes back
+    with its next ``enter`` or exit. TypeError and ValueError for bad arguments. setns(2); Linux 4.11.
     """
 
     def __init__(self, target: TargetLike, *nstypes: str, allow_imports: bool = False, netns_etc: bool = False) -> None:
@@ -129,14 +131,15 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         inner: Sequence[_stays.Stay] = ()
         try:
             stay = _stays.find(self._ref, frame)
-            if stay is None:
-                raise _stays.not_here(self._ref, frame)
-            inner = _stays.end(stay)
-        finally:
-            if stay is None:
-                stay = _stays.find(self._ref, frame)
-            if stay is not None and stay.stack is not None:  # a signal handler has raised before that
+            if stay is not None:
                 inner = _stays.end(stay)
+        finally:
+            # a signal handler may have raised before that; twice does nothing
+            meant = stay or _stays.find(self._ref, frame)
+            if meant is not None and meant.stack is not None:
+                _stays.end(meant)
+        if stay is None:
+            raise _stays.not_here(self._ref, frame)
         if inner:
             raise _stays.out_of_order(stay, inner)
         if stay.watch is not None:

@@ -41,10 +41,15 @@ NO_GUARD = object()  # of a stay without mnt
 #: looked up once: a way there and back takes a few microseconds
 this_thread, _leave = lib.nsjoin_thread, lib.nsjoin_leave
 
+#: why a worker is refused
 BORROWED = (
-    "it is not a thread of its own but a greenlet in a thread that others use, which would be moved: gevent or eventlet "
-    "has patched threading; patch all but that, by monkey.patch_all(thread=False) or eventlet.monkey_patch(thread=False)"
+    "it is not a thread of its own but a greenlet in a thread that others use, which would be moved: gevent or "
+    "eventlet has patched threading; leave that out, by monkey.patch_all(thread=False, queue=False) of gevent's or "
+    "monkey_patch(thread=False) of eventlet's"
 )
+
+#: looked up once: a way there and back takes a few microseconds
+this_thread, _leave = lib.nsjoin_thread, lib.nsjoin_leave
 
 _STAY = ffi.typeof("struct nsjoin_stay *")
 
@@ -78,7 +83,7 @@ def watch() -> Watch | None:
 
 
 class Stay:
-    """One stay of one thread: from before its first join until the thread has come back from it. Made once, used again."""
+    """One stay of one thread: from before its first join until the thread is back. Its ``enter`` uses it again."""
 
     __slots__ = ("c", "code", "frame", "guard", "is_left", "owner", "stack", "thread", "watch")
 
@@ -215,9 +220,9 @@ def is_borrowed(by: int) -> bool:
 def out_of_order(stay: Stay, inner: Sequence[Stay]) -> RuntimeError:
     """The error for ``stay``, which was left before ``inner``."""
     return RuntimeError(
-        f"{_words(stay)} was left before {', '.join(map(_words, reversed(inner)))}, which this thread entered after it: "
-        "so it is still inside, and comes back when that is left; generators, tasks and greenlets share their thread's "
-        "namespaces: do not hold enter across a yield, an await or a switch; make the socket or file inside and use it "
+        f"{_words(stay)} was left before {', '.join(map(_words, reversed(inner)))}, which this thread entered later: "
+        "it is still inside, and comes back when that is left; generators, tasks and greenlets share their thread's "
+        "namespaces: hold no enter across a yield, an await or a switch; make the socket or file inside and use it "
         "outside, or use a NamespaceExecutor or call_in"
     )
 

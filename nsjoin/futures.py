@@ -47,7 +47,8 @@ class NamespaceExecutor(ThreadPoolExecutor):
 
     ``max_workers`` and ``thread_name_prefix`` are as for ThreadPoolExecutor, ``allow_imports`` as for ``enter``. If a
     worker cannot join, its task gets the JoinError, and the pool is broken: what is submitted later raises
-    BrokenThreadPool with that as its cause. Use it as a context manager, or call ``shutdown``. setns(2); Linux 4.11.
+    BrokenThreadPool with that as its cause. So it is where gevent or eventlet has patched threading, and a worker would
+    be a greenlet in the caller's thread. Use it as a context manager, or call ``shutdown``. setns(2); Linux 4.11.
     """
 
     def __init__(
