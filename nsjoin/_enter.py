@@ -142,9 +142,10 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             raise _stays.not_here(self._ref, frame)
         if inner:
             raise _stays.out_of_order(stay, inner)
-        if stay.watch is not None:
-            stay.watch.check()
+        watch, stay.watch = stay.watch, None  # which knows the event loop
         self._spare.append(stay)
+        if watch is not None:
+            watch.check()
 
     def _words(self) -> str:
         """What was named, in an error message."""
