@@ -38,9 +38,6 @@ SUSPENDS = 0x20 | 0x80 | 0x200
 
 NO_GUARD = object()  # of a stay without mnt
 
-#: looked up once: a way there and back takes a few microseconds
-this_thread, _leave = lib.nsjoin_thread, lib.nsjoin_leave
-
 #: why a worker is refused
 BORROWED = (
     "it is not a thread of its own but a greenlet in a thread that others use, which would be moved: gevent or "

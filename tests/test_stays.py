@@ -336,7 +336,7 @@ def test_a_generator_closed_in_another_thread_moves_neither_and_the_first_comes_
             assert here() == net_of(places[0].pid)
         assert here() == before
         assert worker.do(here) == net_of(places[0].pid)
-        worker.do(lambda: suspended(enter(places[1].pid, "uts")).close())
+        assert worker.do(enter(places[1].pid, "uts")(here)) == before
         assert worker.do(here) == before
     finally:
         worker.end()
@@ -380,6 +380,41 @@ def test_a_new_thread_is_not_taken_for_one_that_has_ended_inside(places):
 
     in_child(test)
     _stays._stacks.clear()
+
+
+def test_the_main_thread_is_nobodys_worker_nor_is_the_thread_that_started_it():
+    results: list[bool] = []
+    assert _stays.is_borrowed(0)
+    in_thread(lambda: results.extend((_stays.is_borrowed(0), _stays.is_borrowed(_stays.this_thread()))))
+    assert results == [False, True]
+
+
+def test_a_greenlet_of_any_thread_is_no_worker(monkeypatch):
+    results: list[bool] = []
+
+    class Greenlet:
+        parent: object = None
+
+        @classmethod
+        def getcurrent(cls) -> type[Greenlet]:
+            return cls
+
+    monkeypatch.setitem(sys.modules, "greenlet", Greenlet)
+    for parent in (None, "the greenlet that switched to it"):
+        Greenlet.parent = parent
+        in_thread(lambda: results.append(_stays.is_borrowed(0)))
+    assert results == [False, True]
+
+
+def test_a_frame_that_has_got_the_id_of_one_that_is_no_more_is_told_from_it_by_its_code():
+    def generator(code: object) -> Generator[bool]:
+        frame = sys._getframe()
+        stay = _stays.Stay(lambda: None)  # type: ignore[arg-type]
+        stay.frame, stay.code = id(frame), code or frame.f_code
+        yield _stays._is_left_by(frame, stay)
+
+    assert next(generator(None))
+    assert not next(generator(in_thread.__code__))
 
 
 # --- event loops and greenlets ------------------------------------------------------------------------------
