@@ -7,20 +7,19 @@ import os
 import sys
 from contextlib import ContextDecorator, ExitStack
 from functools import lru_cache
-from threading import get_ident
-from typing import TYPE_CHECKING, Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
-from . import _guard, _procfs, _reason, _shim
+from . import _guard, _procfs, _reason, _shim, _stays
 from ._namespace import Namespace
 from ._netns_etc import WithEtc
-from ._nstype import BY_FLAG, BY_NAME, mask, select
+from ._nstype import BY_NAME, mask, select
 from ._process import has_user_namespace_above, own_namespace
 from ._shim import ffi, lib
 from ._target import OpenTarget, Target, check_target
-from .exceptions import JoinError, NamespaceError, RestoreError, error
+from .exceptions import JoinError, NamespaceError, error
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
@@ -32,41 +31,8 @@ if TYPE_CHECKING:
 
     _Func = TypeVar("_Func", bound=Callable[..., Any])
 
-    #: what C keeps, the guard's state before, the watch, the stay around it
-    _Stays = tuple[CData, Any, Optional["_Watch"], Optional["_Stays"]]
-
-#: CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR: the module inspect has names for them, and costs an import
-_SUSPENDS = 0x20 | 0x80 | 0x200
-
 _STAY = ffi.typeof("struct nsjoin_stay *")
 _TRIP = ffi.typeof("struct nsjoin_trip *")
-
-_NO_GUARD = object()  # of a stay without mnt
-
-
-class _Watch:
-    """Notices that an event loop has run within a stay: every other task of the thread ran inside then."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._has_run = False
-        self._handle = loop.call_soon(self._note)
-
-    def _note(self) -> None:
-        self._has_run = True
-
-    def check(self) -> None:
-        self._handle.cancel()
-        if self._has_run:
-            raise RuntimeError(
-                "enter was held across an await: other tasks of this thread have run inside; make the socket or file "
-                "inside and await outside, or use a NamespaceExecutor"
-            )
-
-
-def _watch() -> _Watch | None:
-    events = sys.modules.get("asyncio.events")
-    loop = None if events is None else events._get_running_loop()
-    return None if loop is None else _Watch(loop)
 
 
 class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
@@ -88,8 +54,9 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     ``netns_etc=True`` with ``"net"`` is what ``ip netns exec`` does besides, as said of ``Popen``: for this thread,
     /sys and /etc are those for that network namespace. Modules may be loaded, as these are our own files.
 
-    Not to be held across an ``await``: every other task of the thread would run inside. Where asyncio's loop has run
-    within it, leaving raises RuntimeError, once the thread is back.
+    Not to be held across an ``await``, a ``yield`` or a greenlet's switch: whatever else the thread runs meanwhile runs
+    inside. Where asyncio's loop has run within it, leaving raises RuntimeError, once the thread is back. So does
+    leaving before what the thread has entered later: then the thread comes back when the last of those is left.
 
     Python may run a signal handler before the first line of an exit; if that handler raises just then, as Ctrl-C's
     does, the thread is not brought back (docs of ``signal``). Where that matters, join in a thread other than the main
@@ -100,78 +67,95 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
 
     Raises JoinError (JoinPermissionError), TargetGoneError, NamespaceError: then nothing has changed. RestoreError from
     the exit: the thread is still inside and should end. RuntimeError if left in another thread than it was entered
-    in: then nothing has changed either. TypeError and ValueError for bad arguments. setns(2); Linux 4.11.
+    in: then nothing has changed either, and where that was the end of a generator, the thread that entered comes back
+    with its next ``enter`` or exit. TypeError and ValueError for bad arguments. setns(2); Linux 4.11.
     """
 
     def __init__(self, target: TargetLike, *nstypes: str, allow_imports: bool = False, netns_etc: bool = False) -> None:
-        self._target: Openable = check_target(target)
+        self._named = check_target(target)
+        self._target: Openable = self._named
         self._rows = select(nstypes)
         if not nstypes and not isinstance(self._target, tuple):
             raise TypeError("enter a process by naming types, such as enter(pid, 'net')")
         _refuse(self._rows)
         self._netns_etc = netns_etc
         if netns_etc:
-            self._target = with_etc = WithEtc(check_target(target), self._rows or None)
+            self._target = with_etc = WithEtc(self._named, self._rows or None)
             self._rows = with_etc.wanted or ()
         self._allow_imports = allow_imports or netns_etc  # those are our own files
         self._trip: CData | None = None
+        self._may_join_mnt = not self._rows or BY_NAME["mnt"] in self._rows
         if isinstance(self._target, tuple) and all(isinstance(member, Namespace) for member in self._target):
             self._given = self._choose(self._target)  # type: ignore[arg-type]
             rows = tuple(BY_NAME[namespace.nstype] for namespace in self._given)
             _refuse(rows)
+            self._may_join_mnt = BY_NAME["mnt"] in rows
             if not any(row.alone for row in rows):  # else each time anew: there may be threads by then
                 self._trip = _namespace_trip(self._given)
-        self._stays: dict[int, _Stays] = {}  # by thread, the innermost first
+        self._ref = ref(self)
+        self._spare: list[_stays.Stay] = []  # those that are over: to make one costs a tenth of a way there and back
 
     def __call__(self, func: _Func) -> _Func:
         """As a decorator. TypeError for a coroutine or generator function, whose body would run after the exit."""
-        if getattr(getattr(func, "__code__", None), "co_flags", 0) & _SUSPENDS:
+        if getattr(getattr(func, "__code__", None), "co_flags", 0) & _stays.SUSPENDS:
             raise TypeError("enter cannot decorate a coroutine or generator function: its body would run outside")
         return super().__call__(func)
 
     def __enter__(self) -> Self:
-        stay = ffi.new(_STAY)
         try:
+            stay = self._spare.pop() if self._spare else _stays.Stay(self._ref)
+        except IndexError:  # another thread has taken the last one
+            stay = _stays.Stay(self._ref)
+        try:
+            _stays.begin(stay, sys._getframe(1))
             if self._trip is not None:
-                self._join_given(stay, self._trip)
+                self._join_given(stay.c, self._trip)
             elif isinstance(self._target, Target):
-                self._join_process(stay, self._target)
+                self._join_process(stay.c, self._target)
             else:
-                self._join_opened(stay)
-            thread = get_ident()
-            guard = self._stand_guard(stay) if stay.cwd >= 0 else _NO_GUARD
-            self._stays[thread] = stay, guard, _watch(), self._stays.get(thread)
+                self._join_opened(stay.c)
+            if self._may_join_mnt and stay.c.cwd >= 0:
+                stay.guard = self._stand_guard(stay.c)
+            if "asyncio.events" in sys.modules:
+                stay.watch = _stays.watch()
             return self
         except BaseException:
-            _leave(stay)
+            _stays.end(stay)
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        stays: _Stays | None = None
+        frame = sys._getframe(1)
+        stay: _stays.Stay | None = None
+        inner: Sequence[_stays.Stay] = ()
         try:
-            stays = self._stays.get(get_ident())
-            if stays is None:
-                raise RuntimeError("this enter was not entered in this thread, so it cannot be left here")
-            _leave(stays[0])
+            stay = _stays.find(self._ref, frame)
+            if stay is not None:
+                inner = _stays.end(stay)
         finally:
-            if stays is None:
-                stays = self._stays.get(get_ident())
-            if stays is not None:
-                lib.nsjoin_leave(stays[0])  # a signal handler may have raised before that; twice does nothing
-                self._forget(stays)
-        if stays is not None and stays[2] is not None:
-            stays[2].check()
+            # a signal handler may have raised before that; twice does nothing
+            meant = stay or _stays.find(self._ref, frame)
+            if meant is not None and meant.stack is not None:
+                _stays.end(meant)
+        if stay is None:
+            raise _stays.not_here(self._ref, frame)
+        if inner:
+            raise _stays.out_of_order(stay, inner)
+        watch, stay.watch = stay.watch, None  # which knows the event loop
+        self._spare.append(stay)
+        if watch is not None:
+            watch.check()
 
-    def _forget(self, stays: _Stays) -> None:
-        _, guard, _, outer = stays
-        if guard is not _NO_GUARD:
-            _guard.leave_thread(guard)
-        if outer is None:
-            self._stays.pop(get_ident(), None)
-        else:
-            self._stays[get_ident()] = outer
+    def _words(self) -> str:
+        """What was named, in an error message."""
+        if isinstance(self._named, int):
+            return f"process {self._named}"
+        if isinstance(self._named, Target):
+            return self._named.words()
+        return " ".join(
+            member.words() if isinstance(member, Namespace) else os.fsdecode(member) for member in self._named
+        )
 
     def settle(self, root: int = -1) -> None:
         """Join for good: this thread is not brought back. For given namespaces; ``root`` becomes the root with mnt."""
@@ -182,7 +166,7 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
                 self._stand_guard(stay)
             stay.joined = 0  # nothing to go back to: only close what was saved
         finally:
-            _leave(stay)
+            _stays.leave(stay)
 
     def _stand_guard(self, stay: CData) -> Any:
         left = os.fstat(stay.saved[stay.n - 1]).st_ino  # mnt is the last of the table
@@ -333,7 +317,7 @@ def _own_error(number: int, stay: CData, rows: Sequence[NsType]) -> NamespaceErr
         )
         return error(JoinError, number, "enter", nstype=row.name, reason=no_way_back)
     if stay.stage == lib.NSJOIN_BACK:
-        return _restore_error(number, stay, row)
+        return _stays.restore_error(number, stay, row)
     cannot = "this thread's root or working directory cannot be opened for the way back" if call == "open" else None
     return error(NamespaceError, number, call, nstype=row.name, target="this thread", reason=cannot)
 
@@ -350,15 +334,3 @@ def _enter_by_proc(stay: CData, trip: CData, rows: Sequence[NsType]) -> int:
         stay.saved[index] = own_namespace(row, for_children=row.name == "pid")
         stay.n = index + 1
     return lib.nsjoin_enter(stay, trip)
-
-
-def _leave(stay: CData) -> None:
-    """The way back, as far as the thread has gone. RestoreError names the first namespace that it cannot return to."""
-    result = lib.nsjoin_leave(stay)
-    if result < 0:
-        raise _restore_error(-result, stay, BY_FLAG[stay.nstypes[stay.failed]])
-
-
-def _restore_error(number: int, stay: CData, row: NsType) -> NamespaceError:
-    reason = "the thread is still inside, and should run nothing more than its end"
-    return error(RestoreError, number, _call_of(stay), nstype=row.name, target="this thread", reason=reason)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from . import _pin, _shim
+from . import _pin, _shim, _stays
 from ._launch import home
 from ._namespace import Namespace
 from ._nstype import BY_NAME
@@ -88,7 +88,7 @@ def make(net: Namespace, name: str) -> Namespace:
     try:
         # where this thread's children are born in another PID namespace, it can start no thread: clone(2)
         with home() if own_pid_namespace_is_left() else nullcontext(), ThreadPoolExecutor(1) as thread:
-            making = thread.submit(_make, net, name)
+            making = thread.submit(_make, net, name, _stays.this_thread())
         made, unbound = making.result()
         for refused in unbound:
             text = f"{refused.filename} is not bound over {refused.filename2}: {refused.strerror}"
@@ -100,8 +100,11 @@ def make(net: Namespace, name: str) -> Namespace:
         raise
 
 
-def _make(net: Namespace, name: str) -> tuple[Namespace, list[OSError]]:
+def _make(net: Namespace, name: str, caller: int) -> tuple[Namespace, list[OSError]]:
     """In a thread, which stays where it has gone."""
+    if _stays.is_borrowed(caller):
+        reason = f"this is made in a new thread, and {_stays.BORROWED}"
+        raise error(NamespaceError, errno.EINVAL, "netns_etc", nstype="mnt", target=f"netns {name}", reason=reason)
     step = "setns"
     try:
         _shim.setns(net.fileno(), NET.flag)

@@ -334,6 +334,15 @@ static int own_pidfd(void)
     return fd;
 }
 
+uint64_t nsjoin_thread(void)
+{
+    static _Thread_local uint64_t thread;
+    static uint32_t count;
+    if (thread == 0)
+        thread = (uint64_t)__atomic_add_fetch(&count, 1, __ATOMIC_RELAXED) << 32 | (uint32_t)syscall(SYS_gettid);
+    return thread;
+}
+
 int nsjoin_own(unsigned long request)
 {
     int fd = own_pidfd();

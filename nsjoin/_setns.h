@@ -132,6 +132,10 @@ int nsjoin_memfd_create(const char *name, unsigned int flags);
 /* pwrite(2) of everything; EFBIG beyond RLIMIT_FSIZE, without SIGXFSZ. */
 int nsjoin_write(int fd, const char *data, int64_t n, int64_t offset);
 
+/* A number for this thread of the kernel that no other one gets, also after its end; its lower half is the thread's id.
+ * The one thread of a fork's child keeps its parent's. */
+uint64_t nsjoin_thread(void);
+
 /* A descriptor of the namespace that this thread is in now, by a PIDFD_GET_*_NAMESPACE request (Linux 6.11). */
 int nsjoin_own(unsigned long request);
 

@@ -10,6 +10,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from . import _stays
 from ._enter import enter
 from ._namespace import Namespace
 from ._nstype import lookup
@@ -46,7 +47,8 @@ class NamespaceExecutor(ThreadPoolExecutor):
 
     ``max_workers`` and ``thread_name_prefix`` are as for ThreadPoolExecutor, ``allow_imports`` as for ``enter``. If a
     worker cannot join, its task gets the JoinError, and the pool is broken: what is submitted later raises
-    BrokenThreadPool with that as its cause. Use it as a context manager, or call ``shutdown``. setns(2); Linux 4.11.
+    BrokenThreadPool with that as its cause. So it is where gevent or eventlet has patched threading, and a worker would
+    be a greenlet in the caller's thread. Use it as a context manager, or call ``shutdown``. setns(2); Linux 4.11.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class NamespaceExecutor(ThreadPoolExecutor):
             super().__init__(max_workers=max_workers, thread_name_prefix=thread_name_prefix)
             self._stack = self._stack.pop_all()
         self._worker = threading.local()
+        self._home = _stays.this_thread()
         self._failure: BaseException | None = None
 
     def _open(self, target: TargetLike, nstypes: tuple[str, ...]) -> list[Namespace]:
@@ -89,17 +92,24 @@ class NamespaceExecutor(ThreadPoolExecutor):
         """As Executor.submit. BrokenThreadPool if a worker could not join."""
         if self._failure is not None:
             raise BrokenThreadPool("a worker could not join the namespaces of this pool") from self._failure
-        return super().submit(self._run, fn, args, kwargs)
+        return super().submit(self._run, _stays.this_thread(), fn, args, kwargs)
 
-    def _run(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, caller: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not getattr(self._worker, "is_inside", False):
             try:
+                self._check_worker(caller)
                 self._enter.settle(self._root)
             except BaseException as failure:
                 self._failure = failure
                 raise
             self._worker.is_inside = True
         return fn(*args, **kwargs)
+
+    def _check_worker(self, caller: int) -> None:
+        """Before the first join: a worker that is none would take the thread of the caller inside, for good."""
+        if _stays.is_borrowed(caller) or _stays.is_borrowed(self._home):
+            reason = f"{_stays.BORROWED}; or use run_in or call_in"
+            raise error(JoinError, errno.EINVAL, "NamespaceExecutor", target="this worker", reason=reason)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As Executor.shutdown. The descriptors of the namespaces are closed once the workers have ended."""

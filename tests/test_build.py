@@ -497,7 +497,7 @@ RANKS = (
     ("_nstype", "exceptions", "_setns", "_procfs"),
     ("_shim", "_plan", "_capabilities"),
     ("_process", "_pack", "_transfer", "_guard", "_pin"),
-    ("_namespace", "_accounts", "_launch", "_idmap"),
+    ("_namespace", "_accounts", "_launch", "_idmap", "_stays"),
     ("_translate",),
     ("_target", "_ownership", "_identity", "_cgroup", "_survey"),
     ("_reason", "_like", "_keywords", "_netns_etc", "discovery"),

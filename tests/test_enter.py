@@ -41,6 +41,7 @@ from nsjoin import (
     TargetGoneError,
     _enter,
     _shim,
+    _stays,
     enter,
     run_in,
 )
@@ -825,7 +826,7 @@ def test_one_object_serves_several_threads_at_once(target):
     thread.start()
     stay()
     join(thread)
-    assert inside._stays == {}
+    assert _stays._stacks == {}
 
 
 def test_with_a_prepared_namespace_nothing_of_the_target_is_opened_again(start):

@@ -4,13 +4,17 @@ import asyncio
 import ctypes
 import http.client
 import http.server
+import importlib.util
 import os
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
 
 import pytest
+from changed import in_child, in_thread
 from conftest import IS_ROOT
 
 import nsjoin
@@ -108,6 +112,100 @@ def test_the_asyncio_form(target):
             return await asyncio.gather(*(loop.run_in_executor(executor, here) for _ in range(4)))
 
     assert set(asyncio.run(main())) == {os.readlink(f"/proc/{target.pid}/ns/net")}
+
+
+PATCHED = """
+import os, sys, nsjoin
+PATCH
+from nsjoin import _stays
+
+def main_thread():
+    return os.readlink(f"/proc/self/task/{os.getpid()}/ns/net")
+
+home = main_thread()
+if "twin" in sys.argv:
+    _stays.is_borrowed = lambda by: False
+pool = nsjoin.NamespaceExecutor(f"/proc/{sys.argv[1]}/ns/net", "net", max_workers=1)
+try:
+    pool.submit(print, "inside").result(timeout=30)
+except nsjoin.JoinError as refused:
+    print(refused)
+    try:
+        pool.submit(print, "inside")
+    except RuntimeError as broken:
+        print(type(broken).__name__)
+if SHUTDOWN:
+    pool.shutdown()
+print("at home" if main_thread() == home else "moved")
+"""
+PATCHES = {
+    "gevent": "import nsjoin.futures; from gevent import monkey; monkey.patch_all()",
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+}
+
+
+def run_patched(module, patch, *arguments):
+    if importlib.util.find_spec(module) is None:  # not imported here: it would warn, and might patch
+        pytest.skip(f"{module} is not installed: .[test] has it for CPython")
+    program = PATCHED.replace("PATCH", patch).replace("SHUTDOWN", str("thread=False" in patch))
+    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("module", PATCHES)
+def test_a_worker_that_is_a_greenlet_of_the_main_thread_is_refused(target, module):
+    refused, broken, where = run_patched(module, PATCHES[module], target.pid)
+    assert "NamespaceExecutor" in refused
+    assert "greenlet" in refused
+    assert "run_in or call_in" in refused
+    assert (broken, where) == ("BrokenThreadPool", "at home")
+
+
+@pytest.mark.parametrize("module", PATCHES)
+def test_without_that_check_the_main_thread_is_moved_for_good(target, module):
+    assert run_patched(module, PATCHES[module], target.pid, "twin") == ["inside", "moved"]
+
+
+def test_eventlet_that_patches_before_nsjoin_is_imported_changes_nothing_of_that(target):
+    patch = "import sys; [sys.modules.pop(name) for name in [*sys.modules] if name.startswith('nsjoin')]; "
+    assert run_patched("eventlet", f"{patch}{PATCHES['eventlet']}; import nsjoin", target.pid)[-1] == "at home"
+
+
+@pytest.mark.parametrize(
+    ("module", "patch"),
+    [
+        ("gevent", "from gevent import monkey; monkey.patch_all(thread=False, queue=False)"),
+        ("eventlet", "import eventlet; eventlet.monkey_patch(thread=False)"),
+    ],
+)
+def test_where_threads_are_left_as_they_are_workers_live_inside(target, module, patch):
+    assert run_patched(module, patch, target.pid) == ["inside", "at home"]
+
+
+def test_a_worker_that_runs_in_the_thread_that_submits_is_refused_whoever_did_that(target, monkeypatch):
+    """Not only greenlets: here, by a start that just runs."""
+
+    def submit_and_start_nothing() -> None:
+        before = here()
+        executor = NamespaceExecutor(target.pid, "net")
+        monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+        future = executor.submit(here)
+        executor._work_queue.get_nowait().run()
+        with pytest.raises(nsjoin.JoinError, match="not a thread of its own"):
+            future.result()
+        assert here() == before
+        monkeypatch.undo()
+
+    in_child(submit_and_start_nothing)
+    in_child(lambda: in_thread(submit_and_start_nothing))
+
+
+def test_a_task_may_submit_to_its_own_pool(target):
+    with NamespaceExecutor(target.pid, "net", max_workers=2) as executor:
+        inner = executor.submit(lambda: executor.submit(here)).result()
+        assert inner.result() == os.readlink(f"/proc/{target.pid}/ns/net")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib.util
 import os
 import platform
 import subprocess
@@ -235,3 +236,38 @@ def test_a_chroot_is_not_left():
         assert caught.value.errno == errno.EXDEV
 
     in_child(start, change_root)
+
+
+IN_A_GREENLET = """
+import os, sys
+import nsjoin
+from nsjoin import _netns_etc, _stays
+from gevent import monkey
+
+monkey.patch_all()
+if "twin" in sys.argv:
+    _stays.is_borrowed = lambda by: False
+before = [os.readlink(f"/proc/thread-self/ns/{name}") for name in ("net", "mnt")]
+with nsjoin.Namespace.from_pid(int(sys.argv[1]), "net") as net:
+    try:
+        _netns_etc.make(net, "blue").close()
+    except nsjoin.NamespaceError as refused:
+        print(refused)
+after = [os.readlink(f"/proc/thread-self/ns/{name}") for name in ("net", "mnt")]
+print("at home" if after == before else "moved")
+"""
+
+
+@pytest.mark.parametrize("is_checked", [True, False], ids=["", "twin"])
+def test_where_threads_are_greenlets_it_is_refused_and_without_that_check_the_main_thread_is_moved(start, is_checked):
+    if importlib.util.find_spec("gevent") is None:
+        pytest.skip("gevent is not installed: .[test] has it for CPython")
+    running = start("net")
+    arguments = [str(running.pid), *([] if is_checked else ["twin"])]
+    command = [sys.executable, "-W", "ignore", "-c", IN_A_GREENLET, *arguments]
+    # a mount namespace of its own: without the check the program changes mounts
+    done = subprocess.run(["unshare", "--mount", *command], stdout=-1, stderr=-1, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *said, where = done.stdout.splitlines()
+    assert where == ("at home" if is_checked else "moved")
+    assert [("netns_etc" in line, "greenlet" in line) for line in said] == ([(True, True)] if is_checked else [])
