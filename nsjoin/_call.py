@@ -12,14 +12,14 @@ import traceback
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _guard, _shim, _transfer
+from . import _guard, _shim, _transfer, _trust
 from ._launch import NO_ATTRIBUTES, At, Expired, Failed, Ids, end, wait
 from ._nstype import BY_NAME
 from ._nstype import select as select_types
 from ._process import own_namespace
 from ._shim import ffi, lib
 from ._start import start
-from ._target import check_target
+from ._target import OpenTarget, check_target
 from .exceptions import CallDiedError, CallError, CallExitError, CallResultError, RestoreError, error
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def call_in(
     namespaces: Iterable[str] | None = None,
     timeout: float | None = None,
     allow_imports: bool = False,
+    trust_target: bool = False,
 ) -> Any:
     """Call ``func(*args)`` inside the namespaces of ``target`` and return its result.
 
@@ -61,12 +62,17 @@ def call_in(
     With mnt, a module that is not loaded yet is not loaded inside (ImportError, LookupError for a codec) unless
     ``allow_imports`` is true: it would be a file of the target's, run with our rights.
 
+    JoinPermissionError also where root inside could take over the child, and with it this program: pid is joined, that
+    PID namespace does not belong to a user namespace within ours, and the target has or can get CAP_SYS_PTRACE,
+    CAP_SYS_ADMIN or CAP_PERFMON; or what it can get cannot be told, as of a namespace without a process.
+    ``trust_target=True`` goes there all the same.
+
     Beside threads: fork(2) copies their locks as they are, so ``func`` must not need one that another thread may hold;
     Python 3.12 and later warn of it. fork(2), setns(2), unix(7) (SCM_RIGHTS); Linux 4.11.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        return wait(calling(target, func, args, namespaces, allow_imports), deadline)
+        return wait(calling(target, func, args, namespaces, allow_imports, trust_target), deadline)
     except Expired:
         raise TimeoutError(f"the call has not returned after {timeout} seconds, and was killed") from None
 
@@ -77,16 +83,20 @@ def calling(
     args: Sequence[Any],
     namespaces: Iterable[str] | None,
     allow_imports: bool,
+    trust_target: bool,
 ) -> Generator[int, None, Any]:
     """The call as a generator, to be driven by ``wait`` or an event loop; an exception from outside ends the child."""
     checked = check_target(target)
     rows = None if namespaces is None else select_types(namespaces)
     call = _Call(func, args, allow_imports)
-    try:
-        yield from start(call, checked, rows, True)
-        return call.result()
-    finally:
-        call.close()
+    with OpenTarget(checked) as opened:  # one for the look and the join: its pid could come to mean another process
+        if not trust_target:
+            _trust.check(opened, rows)
+        try:
+            yield from start(call, opened.namespaces if opened.process is None else opened.process, rows, True)
+            return call.result()
+        finally:
+            call.close()
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it stands for a traceback

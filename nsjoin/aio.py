@@ -127,6 +127,7 @@ async def call_in(
     namespaces: Iterable[str] | None = None,
     timeout: float | None = None,
     allow_imports: bool = False,
+    trust_target: bool = False,
 ) -> Any:
     """Call ``func(*args)`` inside the namespaces of ``target``: ``nsjoin.call_in``, for asyncio.
 
@@ -135,7 +136,7 @@ async def call_in(
     loop: ``func`` may start one of its own.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    call = calling(target, func, args, namespaces, allow_imports)
+    call = calling(target, func, args, namespaces, allow_imports, trust_target)
     try:
         while True:
             await _until_readable(next(call), deadline)

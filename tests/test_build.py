@@ -497,7 +497,7 @@ RANKS = (
     ("_namespace", "_accounts", "_launch", "_idmap"),
     ("_translate",),
     ("_target", "_ownership", "_identity", "_cgroup", "_survey"),
-    ("_reason", "_like", "_keywords", "_netns_etc", "discovery"),
+    ("_reason", "_like", "_keywords", "_netns_etc", "_trust", "discovery"),
     ("_enter", "_start", "_unshare"),
     ("_spawn", "_call", "futures"),
     ("_run", "_create"),

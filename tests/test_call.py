@@ -13,16 +13,20 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 
 import pytest
 from conftest import IS_ROOT, requires_root
 
 import nsjoin
-from nsjoin import CallDiedError, CallExitError, CallResultError, call_in
+from nsjoin import CallDiedError, CallExitError, CallResultError
 
 TYPES = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 #: without pid one fork, with pid two
 NET, PID = (("net",), ("pid",)) if IS_ROOT else (("user", "net"), ("user", "pid"))
+#: As root, the target here is a plain unshare(1) with all of our capabilities, of which call_in asks whether we trust it.
+call_in = partial(nsjoin.call_in, trust_target=True)
+call_in_loop = partial(nsjoin.aio.call_in, trust_target=True)
 BOTH = pytest.mark.parametrize("namespaces", [NET, PID])
 
 
@@ -323,7 +327,7 @@ def test_a_child_that_dies_is_noticed_while_another_call_holds_a_copy_of_its_soc
         loop = asyncio.get_running_loop()
         calls = []
         for func in (first, second):
-            calls.append(asyncio.ensure_future(nsjoin.aio.call_in(target.pid, func, namespaces=NET)))
+            calls.append(asyncio.ensure_future(call_in_loop(target.pid, func, namespaces=NET)))
             await loop.run_in_executor(None, os.read, born[0], 1)
         os.write(first_goes[1], b"x")
         with pytest.raises(CallDiedError):
@@ -381,7 +385,7 @@ def test_the_loop_goes_on_while_it_waits(target):
         return os.read(hear, 1), number
 
     async def main():
-        calls = [asyncio.ensure_future(nsjoin.aio.call_in(target.pid, function, n, timeout=60)) for n in range(5)]
+        calls = [asyncio.ensure_future(call_in_loop(target.pid, function, n, timeout=60)) for n in range(5)]
         said = b""
         while len(said) < len(calls):
             assert not any(call.done() for call in calls)
@@ -404,15 +408,15 @@ def test_cancellation_and_timeout_kill_the_child(target):
         signal.pause()
 
     async def main():
-        call = asyncio.ensure_future(nsjoin.aio.call_in(target.pid, pause))
+        call = asyncio.ensure_future(call_in_loop(target.pid, pause))
         assert await asyncio.get_running_loop().run_in_executor(None, os.read, read, 10) == b"inside"
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         with pytest.raises(TimeoutError):
-            await nsjoin.aio.call_in(target.pid, signal.pause, timeout=0.2)
+            await call_in_loop(target.pid, signal.pause, timeout=0.2)
         with pytest.raises(ZeroDivisionError):
-            await nsjoin.aio.call_in(target.pid, lambda: 1 / 0)
+            await call_in_loop(target.pid, lambda: 1 / 0)
 
     asyncio.run(main())
     os.close(read)
@@ -425,6 +429,6 @@ def test_a_loop_can_be_run_inside(target):
         return os.getpid()
 
     async def main():
-        return await nsjoin.aio.call_in(target.pid, lambda: asyncio.run(inside()))
+        return await call_in_loop(target.pid, lambda: asyncio.run(inside()))
 
     assert asyncio.run(main()) < 100
