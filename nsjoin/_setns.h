@@ -199,7 +199,8 @@ int nsjoin_watch(struct nsjoin_call *call, int pid);
 void nsjoin_go_inside(struct nsjoin_call *call);
 /* In the child: sends the report of a failed step, and ends. */
 void nsjoin_give_up(struct nsjoin_call *call, int step, int index, int error);
-/* In the caller: the length of the next message's text, -ENODATA if there is none; then the message. */
+/* In the caller: the length of the next message's text, -ENODATA if there is none, -EBADMSG if it is not what the message
+ * says; then the message. */
 int64_t nsjoin_next_length(struct nsjoin_call *call);
 int nsjoin_receive(struct nsjoin_call *call, char *text);
 

@@ -32,8 +32,8 @@ _SETS = ("CapPrm", "CapBnd", "CapInh")
 
 _WAYS_OUT = (
     "the function would run in a copy of this process, and who has such a capability could read its memory and send "
-    "what is unpickled here. Run a program instead, with spawn_in(..., like_target=True); leave pid out of namespaces=; "
-    "or say trust_target=True, if all that runs inside may do what this process may"
+    "what is unpickled here. Run a program instead, with spawn_in(..., like_target=True); name namespaces= without "
+    "pid; or say trust_target=True, if all that runs inside may do what this process may"
 )
 
 
@@ -69,7 +69,7 @@ def _joined(target: OpenTarget, wanted: tuple[NsType, ...] | None, stack: ExitSt
 
 
 def _of_children(stack: ExitStack) -> Namespace | None:
-    """Where else a child of this thread is born, as in ``enter(pid, "pid")``; None: where we are, or nobody is there."""
+    """Where else a child of this thread is born, as in ``enter(pid, "pid")``; None: where we are, or nobody is."""
     try:
         namespace = stack.enter_context(Namespace(own_namespace(_PID, for_children=True), _PID))
     except NamespaceNotFoundError:  # before Linux 6.11, where nothing has been born there yet

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _shim
 from ._accounts import numbers
-from ._call import calling
+from ._call import Terms, calling
 from ._launch import Expired
 from ._nstype import select as select_types
 from ._run import STATUS_IS_LOST, choose_streams, kill
@@ -35,7 +35,7 @@ from ._target import TARGET, OpenTarget, Target, check_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from typing_extensions import Unpack
+    from typing_extensions import Literal, Unpack
 
     from ._keywords import Command, RunKeywords
     from ._launch import Launch
@@ -128,6 +128,7 @@ async def call_in(
     timeout: float | None = None,
     allow_imports: bool = False,
     trust_target: bool = False,
+    result: Literal["any", "data"] = "any",
 ) -> Any:
     """Call ``func(*args)`` inside the namespaces of ``target``: ``nsjoin.call_in``, for asyncio.
 
@@ -136,7 +137,7 @@ async def call_in(
     loop: ``func`` may start one of its own.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    call = calling(target, func, args, namespaces, allow_imports, trust_target)
+    call = calling(target, func, args, namespaces, Terms(allow_imports, trust_target, result))
     try:
         while True:
             await _until_readable(next(call), deadline)

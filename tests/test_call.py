@@ -24,7 +24,7 @@ from nsjoin import CallDiedError, CallExitError, CallResultError
 TYPES = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 #: without pid one fork, with pid two
 NET, PID = (("net",), ("pid",)) if IS_ROOT else (("user", "net"), ("user", "pid"))
-#: As root, the target here is a plain unshare(1) with all of our capabilities, of which call_in asks whether we trust it.
+#: As root, the target here is a plain unshare(1) with all of our capabilities: call_in wants to hear that we trust it.
 call_in = partial(nsjoin.call_in, trust_target=True)
 call_in_loop = partial(nsjoin.aio.call_in, trust_target=True)
 BOTH = pytest.mark.parametrize("namespaces", [NET, PID])
