@@ -82,8 +82,9 @@ def _built_in(exception: BaseException, data_only: bool) -> tuple[str, Any, dict
     cls = type(exception)
     if not isinstance(exception, Exception) or vars(builtins).get(cls.__name__) is not cls:
         raise _data.NotDataError(f"{cls.__module__}.{cls.__qualname__} is no built-in exception")
-    _, args, *states = cls.__reduce__(exception)
-    state = dict(states[0]) if states and states[0] else {}
+    parts: Any = cls.__reduce__(exception)
+    args = parts[1]
+    state: dict[str, Any] = dict(parts[2] or ()) if len(parts) > 2 else {}
     if data_only:
         state = {name: value for name, value in state.items() if _is_data(value)}
     return cls.__name__, args, state

@@ -119,11 +119,11 @@ def _is_group(exception: BaseException) -> bool:
 
 
 def _frame(entry: TracebackType) -> tuple[str, int, str, tuple[int, int, int] | None]:
-    code = entry.tb_frame.f_code
+    code: Any = entry.tb_frame.f_code
     position = None
     if hasattr(code, "co_positions"):  # Python 3.11
-        _, *rest = next(islice(code.co_positions(), entry.tb_lasti // 2, None), (None,) * 4)
-        position = None if None in rest else tuple(rest)
+        _, *places = next(islice(code.co_positions(), entry.tb_lasti // 2, None), (None,) * 4)
+        position = _position(places)
     return code.co_filename[:_MOST_CHARACTERS], entry.tb_lineno or 0, code.co_name[:_MOST_CHARACTERS], position
 
 
@@ -156,6 +156,11 @@ def show(exception: BaseException | None, heading: str = "") -> None:
     if sys.stderr is not None:
         told = "" if exception is None else text(describe(exception), look_up=False)
         sys.stderr.write(heading + told)
+
+
+def _position(places: list[Any]) -> tuple[int, int, int] | None:
+    last, first_column, last_column = places
+    return None if None in places else (last, first_column, last_column)
 
 
 # --- outside ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import pickle
 import random
 import select
 import signal
@@ -19,7 +20,7 @@ import pytest
 from conftest import IS_ROOT, requires_root
 
 import nsjoin
-from nsjoin import CallDiedError, CallExitError, CallResultError
+from nsjoin import CallDiedError, CallExitError, CallResultError, _answer
 
 TYPES = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 #: without pid one fork, with pid two
@@ -206,6 +207,74 @@ def test_too_many_or_closed_descriptors_are_told(target):
     closed.close()
     with pytest.raises(CallResultError, match="closed socket"):
         call_in(target.pid, lambda: closed, namespaces=NET)
+
+
+PLAIN = [None, True, -5, 2**100, 0.5, "text \ud800", b"\0", bytearray(b"x"), (1, [2]), {3, frozenset({4})}, {(5,): {}}]
+
+
+@BOTH
+def test_plain_results_come_without_pickle(target, namespaces, monkeypatch):
+    monkeypatch.setattr(pickle, "dumps", None)  # in the child too, which is a copy
+    monkeypatch.setattr(pickle, "loads", None)
+    for result in ("any", "data"):
+        assert call_in(target.pid, lambda: PLAIN, namespaces=namespaces, result=result) == PLAIN
+
+
+def test_what_is_one_object_stays_one_unless_data_is_asked_for(target):
+    def twice():
+        one = [1]
+        return one, one
+
+    first, second = call_in(target.pid, twice, namespaces=NET)
+    assert first is second
+    first, second = call_in(target.pid, twice, namespaces=NET, result="data")
+    assert (first, second) == ([1], [1])
+    assert first is not second
+
+
+class OfOurs:
+    def __eq__(self, other):
+        return isinstance(other, OfOurs)
+
+
+def test_with_data_only_what_needs_a_pickle_is_told_by_its_type(target):
+    assert call_in(target.pid, OfOurs, namespaces=NET) == OfOurs()
+    with pytest.raises(CallResultError, match=r'not what result="data" takes: test_call\.OfOurs is no data'):
+        call_in(target.pid, lambda: [OfOurs()], namespaces=NET, result="data")
+    with pytest.raises(CallResultError, match="253"):
+        call_in(target.pid, lambda: [open("/dev/null") for _ in range(254)], namespaces=NET, result="data")
+    made, text = call_in(target.pid, lambda: (socket.socket(), "x" * (1 << 20)), namespaces=NET, result="data")
+    with made:
+        assert made.family == socket.AF_INET
+    assert len(text) == 1 << 20
+    with pytest.raises(ValueError, match="result is one of any, data, not 'json'"):
+        call_in(target.pid, os.getpid, result="json")
+
+
+def test_a_pickle_in_place_of_data_is_refused_by_the_caller(target, monkeypatch):
+    monkeypatch.setattr(_answer, "of_result", lambda *_, **__: (_answer.PICKLE, pickle.dumps(OfOurs()), ()))
+    assert call_in(target.pid, os.getpid, namespaces=NET) == OfOurs()
+    with pytest.raises(CallResultError, match='result="data" refuses'):
+        call_in(target.pid, os.getpid, namespaces=NET, result="data")
+
+
+class OwnError(Exception):
+    pass
+
+
+def test_with_data_only_exceptions_of_python_come_and_others_are_told(target):
+    def fail(exception):
+        raise exception
+
+    for exception in (KeyError("key"), OSError(2, "no", "file"), UnicodeDecodeError("utf-8", b"x", 0, 1, "why")):
+        with pytest.raises(type(exception)) as caught:
+            call_in(target.pid, fail, exception, namespaces=NET, result="data")
+        assert str(caught.value) == str(exception)
+        assert "in fail" in str(caught.value.__cause__)
+    with pytest.raises(CallResultError, match=r"(?s)raised test_call\.OwnError: mine; .*no built-in.*in fail"):
+        call_in(target.pid, fail, OwnError("mine"), namespaces=NET, result="data")
+    with pytest.raises(OwnError, match="mine"):
+        call_in(target.pid, fail, OwnError("mine"), namespaces=NET)
 
 
 def test_large_results(target):
