@@ -6,6 +6,7 @@ succeed at all is shown with a joiner from whose source exactly one place was ta
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import ctypes
@@ -64,7 +65,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = (HERE / "hostile.py").read_text()  # not by its name: other users may not come that far
 SYSTEM_PYTHON = "/usr/bin/python3"
 #: Python's own: pytest sets another one.
-THREADS_HOOK = threading.__dict__.get("__excepthook__") or threading._excepthook  # the first since Python 3.10
+THREADS_HOOK = getattr(threading, "__excepthook__", None) or _thread._excepthook  # the first since Python 3.10
 DENIED = {"EPERM", "EACCES"}
 
 
