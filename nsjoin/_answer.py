@@ -54,7 +54,7 @@ def of_result(result: Any, *, data_only: bool) -> Message:
 def of_exception(exception: BaseException, *, data_only: bool) -> Message:
     """The message that the function has raised ``exception``."""
     if isinstance(exception, SystemExit):
-        return EXIT, _encode(_in_words(exception.code)), ()
+        return EXIT, _encode(_raised.in_words(exception.code)), ()
     described = _raised.describe(exception)
     try:
         text, descriptors = _transfer.dump_data((described, _BUILT_IN, _built_in(exception, data_only)))
@@ -96,13 +96,6 @@ def _is_data(value: Any) -> bool:
     except _data.NotDataError:
         return False
     return True
-
-
-def _in_words(obj: object) -> str:
-    try:
-        return repr(obj)
-    except Exception as failure:  # whatever its __repr__ raises
-        return f"<{type(obj).__name__}, whose repr() raises {type(failure).__name__}>"
 
 
 def _encode(words: str) -> bytes:

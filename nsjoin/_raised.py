@@ -105,6 +105,14 @@ def _words(obj: object) -> str:
         return f"<str() failed: {type(failure).__name__}>"
 
 
+def in_words(obj: object) -> str:
+    """The repr of anything."""
+    try:
+        return repr(obj)
+    except Exception as failure:  # whatever its __repr__ raises
+        return f"<{type(obj).__name__}, whose repr() raises {type(failure).__name__}>"
+
+
 def _list_of(exception: BaseException, name: str) -> list[Any] | tuple[Any, ...]:
     try:
         found = getattr(exception, name, ())
@@ -142,8 +150,7 @@ def read_no_sources() -> None:
 
 
 def _show_unraisable(unraisable: Any) -> None:
-    what = unraisable.err_msg or "Exception ignored in"
-    show(unraisable.exc_value, f"{what}: {_words(type(unraisable.object).__qualname__)}\n")
+    show(unraisable.exc_value, f"{unraisable.err_msg or 'Exception ignored in'}: {in_words(unraisable.object)}\n")
 
 
 def _show_uncaught(args: Any) -> None:

@@ -155,6 +155,8 @@ def _make_file(call: CData, index: int, mode: str, is_buffered: bool, encoding: 
     """What open(2) makes; done by steps, since of one that fails nobody knows whether it has closed the descriptor."""
     if _FILE_MODE.fullmatch(mode) is None:
         raise ValueError(f"{mode!r} is no mode of a file")
+    if not {type(encoding), type(errors)} <= {str, type(None)}:  # PyPy looks later
+        raise TypeError("a codec is named by a str")
     made: Any = io.FileIO(call.fds[index], mode)
     call.fds[index] = -1
     try:
