@@ -133,8 +133,8 @@ async def call_in(
     """Call ``func(*args)`` inside the namespaces of ``target``: ``nsjoin.call_in``, for asyncio.
 
     The fork is made in the loop's thread, and the loop goes on meanwhile. If this call is cancelled, or ``timeout``
-    (seconds) expires, the child is killed and reaped. Raises what ``nsjoin.call_in`` raises. The child has no running
-    loop: ``func`` may start one of its own.
+    (seconds) expires, the child is killed and reaped. All else is as there, with what it raises. The child has no
+    running loop: ``func`` may start one of its own.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     call = calling(target, func, args, namespaces, Terms(allow_imports, trust_target, result))

@@ -195,6 +195,11 @@ def test_what_is_told_is_bounded_and_obeyed_by_no_terminal():
     assert told(first).count("another exception occurred") == 49
 
 
+def test_exceptions_that_are_each_others_context_are_told_once():
+    nodes = [("A", [], [], 0, -1, 1, []), ("B", [], [], 0, -1, 0, [0, 1])]
+    assert _raised.text(nodes).splitlines()[::4] == ["B", "A"]
+
+
 def test_source_lines_are_looked_up_in_regular_files_only(tmp_path):
     os.mkfifo(tmp_path / "fifo.py")
     (tmp_path / "large.py").touch()
@@ -304,6 +309,7 @@ def test_messages_in_files_of_files_are_refused(call):
     "fields",
     [
         (0, 1, 1, 0, None),
+        (0, "rb", False, None, None),
         (-1, 1, 1, 0, None),
         (253, 1, 1, 0, None),
         ("0", 1, 1, 0, None),
