@@ -91,7 +91,9 @@ class Work:
         return len(self._inside) * _TIMES
 
     def call_in(self) -> int:
-        assert nsjoin.call_in(self.target, os.getppid) == 0  # the parent is outside of the PID namespace
+        assert (
+            nsjoin.call_in(self.target, os.getppid, trust_target=True) == 0
+        )  # the parent is outside of the PID namespace
         return 1
 
     def refused(self) -> int:
@@ -100,7 +102,7 @@ class Work:
             (FileNotFoundError, lambda: nsjoin.spawn_in(self.target, ["/nowhere"])),
             (FileNotFoundError, lambda: nsjoin.spawn_in(self.target, TRUE, cwd="/nowhere")),
             (subprocess.TimeoutExpired, lambda: nsjoin.run_in(self.target, ["sleep", "9"], timeout=0.001)),
-            (Failed, lambda: nsjoin.call_in(self.target, fail)),
+            (Failed, lambda: nsjoin.call_in(self.target, fail, trust_target=True)),
             (nsjoin.JoinError, lambda: nsjoin.enter(self.target, "user")),
         ]
         for kind, call in refused:
@@ -126,7 +128,7 @@ class Work:
             spawn(),
             spawn(),
             aio.run_in(self.target, ["cat"], input=b"in and out", capture_output=True, check=True),
-            aio.call_in(self.target, os.getpid),
+            aio.call_in(self.target, os.getpid, trust_target=True),
         ]
         await asyncio.gather(*jobs)
         return len(jobs)

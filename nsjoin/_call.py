@@ -8,30 +8,39 @@ import select
 import signal
 import sys
 import time
-import traceback
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from . import _guard, _procfs, _shim, _transfer
+from . import _answer, _guard, _procfs, _raised, _shim, _transfer, _trust
 from ._launch import NO_ATTRIBUTES, At, Expired, Failed, Ids, end, wait
 from ._nstype import BY_NAME
 from ._nstype import select as select_types
 from ._process import own_namespace
 from ._shim import ffi, lib
 from ._start import start
-from ._target import check_target
+from ._target import OpenTarget, check_target
 from .exceptions import CallDiedError, CallError, CallExitError, CallResultError, RestoreError, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+    from typing_extensions import Literal
 
     from ._launch import Cgroup, Launch, Witness
     from ._plan import Step
     from ._setns import CData
     from ._target import TargetLike
 
-#: The kinds of messages from the child.
-_FAILED, _RESULT, _EXCEPTION, _EXIT, _NO_RESULT = range(5)
+
+class Terms(NamedTuple):
+    """What the caller of ``call_in`` permits."""
+
+    allow_imports: bool
+    trust_target: bool
+    result: str
+
+
+_RESULTS = ("any", "data")
 
 _PID, _MNT = BY_NAME["pid"], BY_NAME["mnt"].flag
 
@@ -49,29 +58,41 @@ def call_in(
     namespaces: Iterable[str] | None = None,
     timeout: float | None = None,
     allow_imports: bool = False,
+    trust_target: bool = False,
+    result: Literal["any", "data"] = "any",
 ) -> Any:
     """Call ``func(*args)`` inside the namespaces of ``target`` and return its result.
 
-    A forked child of this process makes the call, so lambdas and closures work: nothing but the result is pickled.
+    A forked child of this process makes the call, so lambdas and closures work: nothing but the result is sent.
     Sockets and files in the result, also deep inside, come back as descriptors. An exception of ``func`` is raised
-    here, with the traceback from inside as its cause. ``target`` and ``namespaces`` are as for ``spawn_in``: the child
-    is really inside the PID namespace, and with mnt its root is the target's.
+    here, with the traceback from inside as its cause; its source lines are looked up here, not inside. ``target`` and
+    ``namespaces`` are as for ``spawn_in``: the child is really inside the PID namespace, and with mnt its root is the
+    target's.
+
+    ``result="data"`` accepts no pickle, which can execute anything here: the result is None, bool, int, float, str,
+    bytes, bytearray, a socket or file, or a list, tuple, dict, set or frozenset of these, up to a million objects and
+    100 deep, or CallResultError is raised. So it is for an exception that is not one of Python's own.
 
     Signals that have a handler here have none inside: they do there what they do by default.
 
     ``timeout`` in seconds, for all of it: TimeoutError, and the child is killed. CallResultError: the result cannot be
-    pickled. CallExitError: ``func`` called sys.exit or os._exit. CallDiedError: a signal ended the child. All three
+    sent. CallExitError: ``func`` called sys.exit or os._exit. CallDiedError: a signal ended the child. All three
     are CallError. JoinError and the like as for ``spawn_in``.
 
     With mnt, a module that is not loaded yet is not loaded inside (ImportError, LookupError for a codec) unless
     ``allow_imports`` is true: it would be a file of the target's, run with our rights.
+
+    JoinPermissionError also where root inside could take over the child, and with it this program: pid is joined, that
+    PID namespace does not belong to a user namespace within ours, and the target has or can get CAP_SYS_PTRACE,
+    CAP_SYS_ADMIN or CAP_PERFMON; or what it can get cannot be told, as of a namespace without a process.
+    ``trust_target=True`` goes there all the same.
 
     Beside threads: fork(2) copies their locks as they are, so ``func`` must not need one that another thread may hold;
     Python 3.12 and later warn of it. fork(2), setns(2), unix(7) (SCM_RIGHTS); Linux 4.11.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        return wait(calling(target, func, args, namespaces, allow_imports), deadline)
+        return wait(calling(target, func, args, namespaces, Terms(allow_imports, trust_target, result)), deadline)
     except Expired:
         raise TimeoutError(f"the call has not returned after {timeout} seconds, and was killed") from None
 
@@ -81,24 +102,22 @@ def calling(
     func: Callable[..., Any],
     args: Sequence[Any],
     namespaces: Iterable[str] | None,
-    allow_imports: bool,
+    terms: Terms,
 ) -> Generator[int, None, Any]:
     """The call as a generator, to be driven by ``wait`` or an event loop; an exception from outside ends the child."""
     checked = check_target(target)
     rows = None if namespaces is None else select_types(namespaces)
-    call = _Call(func, args, allow_imports)
-    try:
-        yield from start(call, checked, rows, True)
-        return call.result()
-    finally:
-        call.close()
-
-
-class RemoteTraceback(Exception):  # noqa: N818 - it stands for a traceback
-    """The cause of an exception that came from inside: its traceback there, as text."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
+    if terms.result not in _RESULTS:
+        raise ValueError(f"result is one of {', '.join(_RESULTS)}, not {terms.result!r}")
+    call = _Call(func, args, terms)
+    with OpenTarget(checked) as opened:  # one for the look and the join: its pid could come to mean another process
+        if not terms.trust_target:
+            _trust.check(opened, rows)
+        try:
+            yield from start(call, opened.namespaces if opened.process is None else opened.process, rows, True)
+            return call.result()
+        finally:
+            call.close()
 
 
 class _Call:
@@ -109,7 +128,7 @@ class _Call:
     ends it when we say so, or die.
     """
 
-    def __init__(self, func: Callable[..., Any], args: Sequence[Any], allow_imports: bool) -> None:
+    def __init__(self, func: Callable[..., Any], args: Sequence[Any], terms: Terms) -> None:
         self.joins: Sequence[Step] = ()
         self.fork = False
         self.at_home = False
@@ -121,7 +140,8 @@ class _Call:
         self.check_cwd = False
         self.born_in: Cgroup | None = None
         self.witness: Witness | None = None
-        self._child = _Child(func, args, allow_imports)
+        self._child = _Child(func, args, terms)
+        self._data_only = terms.result == "data"
         self._forked: list[int] = []
         self._work: Any = None
         self._argv_kept: Any = None  # memory that the work points to
@@ -135,10 +155,7 @@ class _Call:
         try:
             self._begin()
             yield from self._wait()
-            self._text = _transfer.receive(self._work)
-            head = self._work.head
-            if self._text is not None and head.kind == _FAILED:
-                raise Failed(At(head.step), head.index, head.error)
+            self._receive()
         except BaseException:
             self.close()
             raise
@@ -196,24 +213,24 @@ class _Call:
         if self._status < 0:
             self._end_what_is_left_behind()
 
+    def _receive(self) -> None:
+        try:
+            self._text = _transfer.receive(self._work)
+            head = self._work.head
+            failed = None
+            if self._text is not None and head.kind == _answer.FAILED:
+                failed = Failed(At(head.step), head.index, head.error)
+        except ValueError as wrong:  # BadMessageError, or no such step
+            raise CallResultError(f"what the call sent cannot be read here: {wrong}") from None
+        if failed is not None:
+            raise failed
+
     def result(self) -> Any:
         """What the function has returned or raised."""
         if self._text is None:
             raise _died(self._status)
         kind = self._work.head.kind
-        if kind == _NO_RESULT:
-            raise CallResultError(bytes(self._text).decode(), None)
-        if kind == _EXIT:
-            raise CallExitError(f"the function called sys.exit({bytes(self._text).decode()})", self._status)
-        try:
-            loaded = _transfer.load(self._text, self._work)
-        except Exception as failure:
-            raise CallResultError(f"what the call sent cannot be unpickled here: {failure!r}") from failure
-        if kind == _RESULT:
-            return loaded
-        exception, text = loaded
-        exception.__cause__ = RemoteTraceback(text)
-        raise exception
+        return _answer.read(kind, self._text, self._work, self._status, data_only=self._data_only)
 
     def close(self) -> None:
         """End the child if it is there, and close everything."""
@@ -319,11 +336,11 @@ def forget_handlers() -> None:
 class _Child:
     """The forked child. Nothing of it returns into the caller's frames."""
 
-    def __init__(self, func: Callable[..., Any], args: Sequence[Any], allow_imports: bool) -> None:
+    def __init__(self, func: Callable[..., Any], args: Sequence[Any], terms: Terms) -> None:
         self.is_guarded = False
         self._func = func
         self._args = args
-        self._allow_imports = allow_imports
+        self._terms = terms
 
     def run(self, work: CData) -> NoReturn:
         status = 255
@@ -331,11 +348,12 @@ class _Child:
             forget_handlers()
             lib.nsjoin_go_inside(work)
             if self.is_guarded:
-                _guard.enter_process(allow_imports=self._allow_imports)
+                _guard.enter_process(allow_imports=self._terms.allow_imports)
+                _raised.read_no_sources()
             in_the_middle = work.flags & lib.NSJOIN_FORK and not work.is_born_inside
             status = self._stand_between(work) if in_the_middle else self._call_it(work)
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as exception:
+            _raised.show(exception)
         finally:
             os._exit(status)
 
@@ -378,21 +396,19 @@ class _Child:
         except BrokenPipeError:
             return 255  # the caller has gone
         except OSError as refused:
-            _transfer.send(work.channel[1], _NO_RESULT, f"the result cannot be sent: {refused}".encode())
+            _transfer.send(work.channel[1], *_answer.no_result(f"the result cannot be sent: {refused}"))
         return 0
 
-    def _outcome(self) -> tuple[int, bytes, Sequence[int]]:
+    def _outcome(self) -> _answer.Message:
         """Call it: the message about how that went."""
+        data_only = self._terms.result == "data"
         try:
             self._result = self._func(*self._args)  # kept: what is in it must stay open until it is sent
-        except SystemExit as leaving:
-            return _EXIT, repr(leaving.code).encode(), ()
         except BaseException as exception:
-            return _exception(exception)
-        try:
-            return (_RESULT, *_transfer.dump(self._result))
-        except Exception as failure:
-            return _NO_RESULT, f"the result cannot be pickled: {failure}".encode(), ()
+            frames = exception.__traceback__
+            exception.__traceback__ = frames and frames.tb_next  # without this one
+            return _answer.of_exception(exception, data_only=data_only)
+        return _answer.of_result(self._result, data_only=data_only)
 
 
 def _wait_for(child: int, control: int) -> int:
@@ -407,18 +423,6 @@ def _wait_for(child: int, control: int) -> int:
     except OSError:  # an old kernel, no memory: then it ends as we do
         pass
     return os.waitpid(child, 0)[1]
-
-
-def _exception(exception: BaseException) -> tuple[int, bytes, Sequence[int]]:
-    try:
-        text = "".join(traceback.format_exception(type(exception), exception, exception.__traceback__))
-    except (ImportError, LookupError) as refused:  # traceback needs a module that the guard does not let it load
-        text = f"{exception!r} (no traceback: {refused})"
-    try:
-        exception.__traceback__ = None
-        return (_EXCEPTION, *_transfer.dump((exception, text)))
-    except Exception as failure:
-        return _NO_RESULT, f"the exception cannot be pickled ({failure}):\n{text}".encode(), ()
 
 
 def _end_as(status: int) -> int:

@@ -1002,10 +1002,12 @@ void nsjoin_go_inside(struct nsjoin_call *call)
 
 int64_t nsjoin_next_length(struct nsjoin_call *call)
 {
-    ssize_t n = recv(call->channel[0], &call->head, sizeof call->head, MSG_PEEK | MSG_DONTWAIT);
+    ssize_t n = recv(call->channel[0], &call->head, sizeof call->head, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
     if (n < 0 && errno != EAGAIN && errno != ECONNRESET)
         return -errno;
-    return n == (ssize_t)sizeof call->head ? call->head.length : -ENODATA;
+    if (n < (ssize_t)sizeof call->head)
+        return -ENODATA;
+    return n - (ssize_t)sizeof call->head == call->head.length ? call->head.length : -EBADMSG;
 }
 
 static void take_descriptors(struct nsjoin_call *call, struct msghdr *message)

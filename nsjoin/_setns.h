@@ -226,7 +226,8 @@ void nsjoin_tell_of_birth(struct nsjoin_call *call);
 void nsjoin_tell_of_end(const struct nsjoin_call *call);
 /* In the caller: the pid of that child if it has been born and not been reaped there, 0 if it has; -EAGAIN: not told. */
 int nsjoin_left_behind(const struct nsjoin_call *call);
-/* In the caller: the length of the next message's text, -ENODATA if there is none; then the message. */
+/* In the caller: the length of the next message's text, -ENODATA if there is none, -EBADMSG if it is not what the message
+ * says; then the message. */
 int64_t nsjoin_next_length(struct nsjoin_call *call);
 int nsjoin_receive(struct nsjoin_call *call, char *text);
 

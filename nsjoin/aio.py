@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _shim
 from ._accounts import numbers
-from ._call import calling
+from ._call import Terms, calling
 from ._launch import Expired
 from ._nstype import select as select_types
 from ._run import STATUS_IS_LOST, choose_streams, kill
@@ -35,7 +35,7 @@ from ._target import TARGET, OpenTarget, Target, check_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from typing_extensions import Unpack
+    from typing_extensions import Literal, Unpack
 
     from ._keywords import Command, RunKeywords
     from ._launch import Launch
@@ -128,15 +128,17 @@ async def call_in(
     namespaces: Iterable[str] | None = None,
     timeout: float | None = None,
     allow_imports: bool = False,
+    trust_target: bool = False,
+    result: Literal["any", "data"] = "any",
 ) -> Any:
     """Call ``func(*args)`` inside the namespaces of ``target``: ``nsjoin.call_in``, for asyncio.
 
     The fork is made in the loop's thread, and the loop goes on meanwhile. If this call is cancelled, or ``timeout``
-    (seconds) expires, the child is killed and reaped. Raises what ``nsjoin.call_in`` raises. The child has no running
-    loop: ``func`` may start one of its own.
+    (seconds) expires, the child is killed and reaped. All else is as there, with what it raises. The child has no
+    running loop: ``func`` may start one of its own.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    call = calling(target, func, args, namespaces, allow_imports)
+    call = calling(target, func, args, namespaces, Terms(allow_imports, trust_target, result))
     try:
         while True:
             await _until_readable(next(call), deadline)

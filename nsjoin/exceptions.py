@@ -103,7 +103,7 @@ class CallError(RuntimeError):
 
 
 class CallResultError(CallError):
-    """The result, or the exception, cannot be pickled, or cannot be unpickled here."""
+    """The result, or the exception, cannot be sent or be read here; or is not what ``result="data"`` takes."""
 
 
 class CallExitError(CallError):

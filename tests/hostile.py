@@ -2,6 +2,7 @@
 
     hostile.py lease PROGRAM     comes when somebody executes PROGRAM, and holds it before exec until it has tried all
     hostile.py call FOLDER       comes when somebody writes into FOLDER/come, which waits for FOLDER/go
+    hostile.py channel FOLDER    the same, but takes the sockets of who came, and sends a pickle through each
 
 With a number as third argument, only children of that process are looked into: for targets that see other processes
 too. Prints "armed", then a line of JSON for each victim: {attack: null, or the name of the errno that refused it}.
@@ -15,6 +16,8 @@ import fcntl
 import json
 import os
 import signal
+import stat
+import struct
 import sys
 from collections.abc import Callable
 
@@ -144,19 +147,40 @@ def lease(program: str, caller: int | None) -> None:
     os.close(fd)
 
 
-def call(folder: str, caller: int | None) -> None:
+#: struct nsjoin_head of a pickle (_answer.PICKLE), and one that executes os.getpid() where it is loaded.
+PICKLE = b"cos\ngetpid\n(tR."
+RECORD = struct.pack("4iq", 2, 0, 0, 0, len(PICKLE)) + PICKLE
+
+
+def send_pickles(pid: int) -> None:
+    pidfd = check(libc.syscall(PIDFD_OPEN, pid, 0))
+    for number in range(256):
+        fd = libc.syscall(PIDFD_GETFD, pidfd, number, 0)
+        if fd >= 0 and stat.S_ISSOCK(os.fstat(fd).st_mode):
+            os.write(fd, RECORD)
+
+
+def call(folder: str, caller: int | None, then: Callable[[set[int], int | None], None] | None = None) -> None:
     before = processes()
     print("armed", flush=True)
     with open(f"{folder}/come") as come:
         come.read()
-    attack(before, caller)
+    (then or attack)(before, caller)
     with open(f"{folder}/go", "w") as go:
         go.write("go")
 
 
+def channel(folder: str, caller: int | None) -> None:
+    def take(before: set[int], _caller: int | None) -> None:
+        for pid in sorted(processes() - before):
+            print(json.dumps({"pickle": outcome(send_pickles, pid)}), flush=True)
+
+    call(folder, caller, take)
+
+
 if __name__ == "__main__":
     how, argument, *rest = sys.argv[1:]
-    {"lease": lease, "call": call}[how](argument, int(rest[0]) if rest else None)
+    {"lease": lease, "call": call, "channel": channel}[how](argument, int(rest[0]) if rest else None)
     print("end", flush=True)
     while True:
         signal.pause()

@@ -6,12 +6,17 @@ succeed at all is shown with a joiner from whose source exactly one place was ta
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
+import importlib.util
 import json
+import linecache
+import logging
 import os
 import pty
 import re
@@ -24,7 +29,9 @@ import sys
 import tempfile
 import termios
 import threading
+import traceback
 import tty
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +48,7 @@ from conftest import (
 )
 
 import nsjoin
-from nsjoin import _build_setns, _call, _guard, _launch, _procfs, _start, aio
+from nsjoin import _build_setns, _call, _guard, _launch, _procfs, _raised, _start, aio
 from nsjoin._process import Process, own_inodes
 from nsjoin._start import USER
 from nsjoin._target import Target
@@ -58,6 +65,12 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 PROGRAM = (HERE / "hostile.py").read_text()  # not by its name: other users may not come that far
 SYSTEM_PYTHON = "/usr/bin/python3"
+#: Python's own: pytest sets another one.
+THREADS_HOOK = (
+    getattr(threading, "__excepthook__", None)  # Python 3.10
+    or getattr(_thread, "_excepthook", None)
+    or threading.excepthook  # PyPy, where it may be pytest's by now
+)
 DENIED = {"EPERM", "EACCES"}
 
 
@@ -484,8 +497,8 @@ def test_with_suid_dumpable_1_they_are_hidden_too(start, meeting, suid_dumpable,
     hostile = Hostile(start, ("mnt", "pid"), how, program if how == "lease" else str(meeting), user=NOBODY)
     if how == "lease":
         assert nsjoin.run_in(hostile.pid, [program]).returncode == 0
-    else:
-        nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60)
+    else:  # who is in that PID namespace and not in its user namespace cannot be told: nobody is
+        nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60, trust_target=True)
     assert_all_refused(hostile.outcomes())
 
 
@@ -638,6 +651,195 @@ def test_what_else_needs_a_path_is_refused_inside(start, work, prepare):
             work(target.pid)
 
     in_child(is_refused, prepare)
+
+
+# --- call_in: who has power over all that he sees ------------------------------------------------------------------
+NO_USER = ("mnt", "pid")
+
+
+def powerful(start: Callable[..., Running], meeting: Path, capability: str) -> Hostile:
+    """A container as docker starts it, with one more capability, and no user namespace."""
+    return Hostile(start, NO_USER, "channel", str(meeting), bounded=[f"--bounding-set=-all,{CONTAINERS},+{capability}"])
+
+
+def refusal(target: Any, **keywords: Any) -> str:
+    with pytest.raises(nsjoin.JoinPermissionError, match=r"trust_target=True") as caught:
+        nsjoin.call_in(target, os.getpid, **keywords)
+    assert (caught.value.step, caught.value.nstype, caught.value.errno) == ("call_in", "pid", errno.EPERM)
+    return str(caught.value.reason)
+
+
+@pytest.mark.parametrize("capability", ["sys_ptrace", "sys_admin", "perfmon"])
+def test_a_call_does_not_go_where_root_has_power_over_it(start, meeting, capability):
+    hostile = powerful(start, meeting, capability)
+    assert f"cap_{capability} in our user namespace" in refusal(hostile.pid)
+    assert f"cap_{capability} in our user namespace" in refusal(hostile.pid, namespaces=["pid"])
+    with pytest.raises(nsjoin.JoinPermissionError):
+        asyncio.run(nsjoin.aio.call_in(hostile.pid, os.getpid))
+    # the ways out that it names
+    assert nsjoin.call_in(hostile.pid, os.getppid, namespaces=["mnt"]) == os.getpid()
+    assert nsjoin.run_in(hostile.pid, ["true"], like_target=True).returncode == 0
+    assert nsjoin.call_in(hostile.pid, os.getppid, trust_target=True) == 0
+
+
+def test_if_it_went_there_a_pickle_of_theirs_would_run_in_the_caller(start, meeting):
+    hostile = powerful(start, meeting, "sys_ptrace")
+    result = nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60, trust_target=True)
+    assert {"pickle": None} in hostile.outcomes()
+    assert result == os.getpid()  # the function returns None
+
+
+def test_where_data_is_asked_for_their_pickle_is_refused(start, meeting):
+    hostile = powerful(start, meeting, "sys_ptrace")
+    with pytest.raises(nsjoin.CallResultError, match='result="data" refuses'):
+        nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60, trust_target=True, result="data")
+    assert {"pickle": None} in hostile.outcomes()
+
+
+#: PR_CAPBSET_DROP (prctl(2)) of all, which leaves to a process what it has.
+WITHOUT_A_BOUNDING_SET = """
+import ctypes, signal
+for number in range(64):
+    ctypes.CDLL(None).prctl(24, number, 0, 0, 0)
+print("end", flush=True)
+signal.pause()
+"""
+
+
+def test_nor_where_a_process_has_left_such_a_capability_only_in_its_other_sets(start):
+    target = start(*NO_USER, program=f"exec {shlex.join([sys.executable, '-I', '-c', WITHOUT_A_BOUNDING_SET])}")
+    assert target.process.stdout.readline() == "end\n"
+    assert status_of(target.pid, "CapBnd") == ["0" * 16]
+    assert "cap_sys_ptrace" in refusal(target.pid)
+
+
+def test_nor_where_nobody_can_tell_who_has_power_over_it(start, monkeypatch):
+    target = start(*NO_USER, "net", program=f"exec {shlex.join(['setpriv', '--bounding-set=-all', 'sleep', '1000'])}")
+    paths = [f"/proc/{target.pid}/ns/{name}" for name in ("pid", "net")]
+    assert "cannot be told" in refusal(paths)
+    assert nsjoin.call_in(paths, os.getppid, namespaces=["net"]) == os.getpid()
+    deeper = start(*NO_USER, program="exec unshare -U sh -c 'echo end; exec sleep 1000'")
+    assert deeper.process.stdout.readline() == "end\n"
+    assert "cannot be told" in refusal(deeper.pid)
+    with nsjoin.enter(target.pid, "pid"):  # where all children of this thread are born
+        assert "this thread's children are born in" in refusal(os.getpid(), namespaces=["net"])
+
+    def refuse(*_args: object) -> None:
+        raise PermissionError(errno.EACCES, "hidden")
+
+    monkeypatch.setattr(Process, "read_proc", refuse)
+    assert "cannot be read" in refusal(target.pid)
+
+
+def test_a_call_goes_where_nobody_has_power_over_it(start):
+    bounded = ["setpriv", f"--bounding-set=-all,{CONTAINERS}", "sleep", "1000"]
+    for nstypes in (NO_USER, ("pid", "user"), ("mnt",), ("mnt", "user")):
+        target = start(*nstypes, program=f"exec {shlex.join(bounded)}" if nstypes == NO_USER else "exec sleep 1000")
+        wait_for_program(target.pid, "setpriv", "sh")
+        assert nsjoin.call_in(target.pid, os.getppid) == (0 if "pid" in nstypes else os.getpid())
+
+
+def wait_for_program(pid: int, *before: str) -> None:
+    """Wait until it runs something else than these."""
+    while Path(f"/proc/{pid}/comm").read_text().strip() in before:
+        os.sched_yield()
+
+
+# --- call_in: what is shown of an exception -------------------------------------------------------------------------
+#: In the place of our module's file: a FIFO, of which is told when somebody has opened it, or lines of theirs.
+FIFO = "mkfifo {file}; echo armed; echo > {file}; echo opened; exec sleep infinity"
+LINES = r"printf 'their line\ntheir line \033[2J\n' > {file}; echo armed; exec sleep infinity"
+FAILING = """def fail():
+    raise ValueError('our line')
+"""
+
+
+def failing(folder) -> Any:
+    """A module of ours, whose file has not been read for a traceback yet."""
+    (folder / "failing.py").write_text(FAILING)
+    spec = importlib.util.spec_from_file_location("failing", folder / "failing.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    linecache.cache.pop(module.__file__, None)
+
+
+def replaced(start, failing) -> Callable[[str], Running]:
+    """``replaced(FIFO)`` is a target where something else is in the place of that file."""
+
+    def replace(program: str) -> Running:
+        file = failing.__file__
+        mount = f"mount -t tmpfs none {Path(file).parent}"
+        target = start("user", "mnt", "pid", program=f"{mount}; {program.format(file=file)}")
+        assert target.process.stdout.readline() == "armed\n"
+        return target
+
+    return replace
+
+
+def cause_of(target: Running, func: Callable[[], object]) -> str:
+    with pytest.raises(ValueError, match="our line") as caught:
+        nsjoin.call_in(target.pid, func, timeout=60)
+    return str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("program", [FIFO, LINES])
+def test_of_an_exception_inside_the_source_lines_are_ours(replaced, failing, program):
+    text = cause_of(replaced(program), failing.fail)
+    assert "    raise ValueError('our line')\n" in text
+    assert "their line" not in text
+
+
+def formatted_inside(monkeypatch) -> None:
+    def describe(exception: BaseException) -> list[Any]:
+        text = "".join(traceback.format_exception(type(exception), exception, exception.__traceback__))
+        return [(text, [], [], 0, -1, -1, [])]
+
+    monkeypatch.setattr(_raised, "describe", describe)
+    monkeypatch.setattr(_raised, "read_no_sources", lambda: None)
+
+
+def test_if_the_child_formatted_it_the_lines_would_be_theirs(replaced, failing, formatted_inside):
+    assert "their line" in cause_of(replaced(LINES), failing.fail)
+
+
+def test_if_the_child_formatted_it_a_fifo_would_hold_it(replaced, failing, formatted_inside):
+    target = replaced(FIFO)
+    cause_of(target, failing.fail)
+    assert target.process.stdout.readline() == "opened\n"  # by the child; without who writes, it would wait for ever
+
+
+def show_in_each_way(fail: Callable[[], object]) -> None:
+    class Failing:
+        def __del__(self) -> None:
+            fail()
+
+    Failing()
+    gc.collect()
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("nsjoin.test").exception("it has failed")
+        traceback.print_exc()
+    warnings.showwarning(UserWarning("a warning"), UserWarning, fail.__code__.co_filename, 1)
+
+
+def test_what_the_function_shows_of_exceptions_itself_reads_no_files_of_the_targets(replaced, failing, capfd):
+    target = replaced(FIFO)
+    # PytestUnraisableExceptionWarning and the like are for what happens here
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+        patched.setattr(threading, "excepthook", THREADS_HOOK)
+        patched.setattr(sys, "stderr", sys.__stderr__)
+        nsjoin.call_in(target.pid, show_in_each_way, failing.fail, timeout=60)
+    shown = capfd.readouterr().err
+    assert "Exception ignored in: <function" in shown
+    assert shown.count("ValueError: our line") >= (3 if THREADS_HOOK.__module__ in ("_thread", "threading") else 2)
+    assert "their line" not in shown
 
 
 # --- what there is to see before exec -----------------------------------------------------------------------------
@@ -1226,11 +1428,11 @@ def lying(start) -> Running:
 def test_a_program_is_started_and_a_function_called_where_proc_lies(lying):
     listing = nsjoin.run_in(lying.pid, ["sh", "-c", "echo /proc/*"], capture_output=True, text=True, check=True)
     assert listing.stdout == "/proc/self /proc/thread-self\n"
-    assert nsjoin.call_in(lying.pid, os.listdir, "/proc/self") in (["ns", "fd"], ["fd", "ns"])
+    assert nsjoin.call_in(lying.pid, os.listdir, "/proc/self", trust_target=True) in (["ns", "fd"], ["fd", "ns"])
     with pytest.raises(FileNotFoundError):
         nsjoin.run_in(lying.pid, ["/no/such/program"])
     with pytest.raises(nsjoin.CallDiedError):
-        nsjoin.call_in(lying.pid, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        nsjoin.call_in(lying.pid, lambda: os.kill(os.getpid(), signal.SIGKILL), trust_target=True)
 
 
 IN_THE_NAME_OF_ANOTHER = r"""

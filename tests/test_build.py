@@ -495,12 +495,12 @@ def test_the_joiner_for_aarch64_joins_and_reports_what_fails(tmp_path, near):
 #: DESIGN.md, section 3: a module imports only what stands in a row above its own.
 RANKS = (
     ("_nstype", "exceptions", "_setns", "_procfs"),
-    ("_shim", "_plan", "_capabilities"),
+    ("_shim", "_plan", "_capabilities", "_data", "_raised"),
     ("_process", "_pack", "_transfer", "_guard", "_pin"),
-    ("_namespace", "_accounts", "_launch", "_idmap", "_stays"),
+    ("_namespace", "_accounts", "_launch", "_idmap", "_stays", "_answer"),
     ("_translate",),
     ("_target", "_ownership", "_identity", "_cgroup", "_survey"),
-    ("_reason", "_like", "_keywords", "_netns_etc", "discovery"),
+    ("_reason", "_like", "_keywords", "_netns_etc", "_trust", "discovery"),
     ("_enter", "_start", "_unshare"),
     ("_spawn", "_call", "futures"),
     ("_run", "_create"),

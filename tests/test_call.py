@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import os
+import pickle
 import random
 import resource
 import select
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +26,7 @@ from child import children, in_child, wait_until_ended
 from conftest import IS_ROOT, requires_root
 
 import nsjoin
-from nsjoin import CallDiedError, CallExitError, CallResultError, _call, call_in
+from nsjoin import CallDiedError, CallExitError, CallResultError, _answer, _call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 TYPES = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 #: without pid one fork, with pid two
 NET, PID = (("net",), ("pid",)) if IS_ROOT else (("user", "net"), ("user", "pid"))
+#: As root, the target here is a plain unshare(1) with all of our capabilities: call_in wants to hear that we trust it.
+call_in = partial(nsjoin.call_in, trust_target=True)
+call_in_loop = partial(nsjoin.aio.call_in, trust_target=True)
 BOTH = pytest.mark.parametrize("namespaces", [NET, PID])
 
 
@@ -213,6 +218,74 @@ def test_too_many_or_closed_descriptors_are_told(target):
         call_in(target.pid, lambda: closed, namespaces=NET)
 
 
+PLAIN = [None, True, -5, 2**100, 0.5, "text \ud800", b"\0", bytearray(b"x"), (1, [2]), {3, frozenset({4})}, {(5,): {}}]
+
+
+@BOTH
+def test_plain_results_come_without_pickle(target, namespaces, monkeypatch):
+    monkeypatch.setattr(pickle, "dumps", None)  # in the child too, which is a copy
+    monkeypatch.setattr(pickle, "loads", None)
+    for result in ("any", "data"):
+        assert call_in(target.pid, lambda: PLAIN, namespaces=namespaces, result=result) == PLAIN
+
+
+def test_what_is_one_object_stays_one_unless_data_is_asked_for(target):
+    def twice():
+        one = [1]
+        return one, one
+
+    first, second = call_in(target.pid, twice, namespaces=NET)
+    assert first is second
+    first, second = call_in(target.pid, twice, namespaces=NET, result="data")
+    assert (first, second) == ([1], [1])
+    assert first is not second
+
+
+class OfOurs:
+    def __eq__(self, other):
+        return isinstance(other, OfOurs)
+
+
+def test_with_data_only_what_needs_a_pickle_is_told_by_its_type(target):
+    assert call_in(target.pid, OfOurs, namespaces=NET) == OfOurs()
+    with pytest.raises(CallResultError, match=r'not what result="data" takes: test_call\.OfOurs is no data'):
+        call_in(target.pid, lambda: [OfOurs()], namespaces=NET, result="data")
+    with pytest.raises(CallResultError, match="253"):
+        call_in(target.pid, lambda: [open("/dev/null") for _ in range(254)], namespaces=NET, result="data")
+    made, text = call_in(target.pid, lambda: (socket.socket(), "x" * (1 << 20)), namespaces=NET, result="data")
+    with made:
+        assert made.family == socket.AF_INET
+    assert len(text) == 1 << 20
+    with pytest.raises(ValueError, match="result is one of any, data, not 'json'"):
+        call_in(target.pid, os.getpid, result="json")
+
+
+def test_a_pickle_in_place_of_data_is_refused_by_the_caller(target, monkeypatch):
+    monkeypatch.setattr(_answer, "of_result", lambda *_, **__: (_answer.PICKLE, pickle.dumps(OfOurs()), ()))
+    assert call_in(target.pid, os.getpid, namespaces=NET) == OfOurs()
+    with pytest.raises(CallResultError, match='result="data" refuses'):
+        call_in(target.pid, os.getpid, namespaces=NET, result="data")
+
+
+class OwnError(Exception):
+    pass
+
+
+def test_with_data_only_exceptions_of_python_come_and_others_are_told(target):
+    def fail(exception):
+        raise exception
+
+    for exception in (KeyError("key"), OSError(2, "no", "file"), UnicodeDecodeError("utf-8", b"x", 0, 1, "why")):
+        with pytest.raises(type(exception)) as caught:
+            call_in(target.pid, fail, exception, namespaces=NET, result="data")
+        assert str(caught.value) == str(exception)
+        assert "in fail" in str(caught.value.__cause__)
+    with pytest.raises(CallResultError, match=r"(?s)raised test_call\.OwnError: mine; .*no built-in.*in fail"):
+        call_in(target.pid, fail, OwnError("mine"), namespaces=NET, result="data")
+    with pytest.raises(OwnError, match="mine"):
+        call_in(target.pid, fail, OwnError("mine"), namespaces=NET)
+
+
 def test_large_results(target):
     for size in (1000, 100 << 10, 200 << 10, 300 << 10, 20 << 20):
         assert len(call_in(target.pid, lambda size=size: bytes(size), namespaces=NET)) == size
@@ -332,7 +405,7 @@ def test_a_child_that_dies_is_noticed_while_another_call_holds_a_copy_of_its_soc
         loop = asyncio.get_running_loop()
         calls = []
         for func in (first, second):
-            calls.append(asyncio.ensure_future(nsjoin.aio.call_in(target.pid, func, namespaces=NET)))
+            calls.append(asyncio.ensure_future(call_in_loop(target.pid, func, namespaces=NET)))
             await loop.run_in_executor(None, os.read, born[0], 1)
         os.write(first_goes[1], b"x")
         with pytest.raises(CallDiedError):
@@ -528,7 +601,7 @@ def test_the_loop_goes_on_while_it_waits(target):
         return os.read(hear, 1), number
 
     async def main():
-        calls = [asyncio.ensure_future(nsjoin.aio.call_in(target.pid, function, n, timeout=60)) for n in range(5)]
+        calls = [asyncio.ensure_future(call_in_loop(target.pid, function, n, timeout=60)) for n in range(5)]
         said = b""
         while len(said) < len(calls):
             assert not any(call.done() for call in calls)
@@ -551,15 +624,15 @@ def test_cancellation_and_timeout_kill_the_child(target):
         signal.pause()
 
     async def main():
-        call = asyncio.ensure_future(nsjoin.aio.call_in(target.pid, pause))
+        call = asyncio.ensure_future(call_in_loop(target.pid, pause))
         assert await asyncio.get_running_loop().run_in_executor(None, os.read, read, 10) == b"inside"
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         with pytest.raises(TimeoutError):
-            await nsjoin.aio.call_in(target.pid, signal.pause, timeout=0.2)
+            await call_in_loop(target.pid, signal.pause, timeout=0.2)
         with pytest.raises(ZeroDivisionError):
-            await nsjoin.aio.call_in(target.pid, lambda: 1 / 0)
+            await call_in_loop(target.pid, lambda: 1 / 0)
 
     asyncio.run(main())
     os.close(read)
@@ -572,6 +645,6 @@ def test_a_loop_can_be_run_inside(target):
         return os.getpid()
 
     async def main():
-        return await nsjoin.aio.call_in(target.pid, lambda: asyncio.run(inside()))
+        return await call_in_loop(target.pid, lambda: asyncio.run(inside()))
 
     assert asyncio.run(main()) < 100

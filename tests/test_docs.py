@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from conftest import IS_ROOT
+from conftest import IS_ROOT, Running
 
 import nsjoin
 
 if TYPE_CHECKING:
-    from conftest import Running
+    from collections.abc import Iterator
 
 HERE = Path(__file__).resolve().parent.parent
 PAGES = sorted(HERE.glob("docs/**/*.md"))
@@ -88,6 +88,21 @@ def skip_what_is_missing(page: Path) -> None:
             pytest.skip("enters or makes namespaces that only root may")
         if need != "root" and shutil.which(need) is None:
             pytest.skip(f"{need} is not installed")
+
+
+#: A container with what docker leaves it of root's capabilities: call_in does not go to one that has them all.
+CONTAINER = """exec setpriv --bounding-set=-all,\
++chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_raw,+sys_chroot,+mknod,+setfcap \
+sh -c 'echo bounded; exec sleep infinity'"""
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Running]:
+    running = Running(("mnt", "uts", "ipc", "net", "pid", "cgroup"), CONTAINER)
+    assert running.process.stdout is not None
+    assert running.process.stdout.readline() == "bounded\n"
+    yield running
+    running.end()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(HERE / "docs")))

@@ -234,7 +234,7 @@ def test_that_the_children_are_to_be_born_where_nothing_is_yet_is_told_before_6_
         for ask in (
             lambda: nsjoin.Namespace.current("pid", for_children=True),
             lambda: nsjoin.spawn_in(target.pid, ["true"]),
-            lambda: nsjoin.call_in(target.pid, os.getpid),
+            lambda: nsjoin.call_in(target.pid, os.getpid, trust_target=True),
         ):
             with pytest.raises(nsjoin.NamespaceNotFoundError, match="nothing has been born yet: before Linux 6.11"):
                 ask()

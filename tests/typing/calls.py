@@ -55,7 +55,10 @@ assert_type(decorated(1), str)
 nsjoin.spawn_in(pid, ["a"], like_target=True, oom_score_adj=5, no_new_privs=True, capabilities={"net_admin"})
 nsjoin.run_in(pid, ["a"], env=nsjoin.TARGET, cwd=nsjoin.TARGET, user=nsjoin.TARGET, cgroup="/a", unshare=("mnt",))
 
+nsjoin.call_in(pid, print, 1, namespaces=("net",), trust_target=True, result="data")
+
 # What is wrong is told.
+nsjoin.call_in(pid, print, result="json")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 nsjoin.spawn_in(pid, ["a"], capabilities=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
 nsjoin.spawn_in(pid, ["a"], preexec_fn=print)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
 nsjoin.spawn_in(pid, ["a"], namespace=("net",))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
