@@ -192,6 +192,8 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         for namespace in self._given:
             if namespace.closed:  # its number may be another file's by now
                 raise ValueError("this Namespace is closed")
+        if self._given[-1].nstype == "mnt":  # the last of the table; the trip is older than this join
+            _guard.prepare()
         result = lib.nsjoin_enter(stay, trip)
         if result == 0:
             return

@@ -208,8 +208,8 @@ def test_a_planted_name_service_library_is_not_run(planted_nss, database, how):
 
 def test_without_the_pin_that_attack_works(planted_nss):
     body = """
-    from nsjoin import _guard
-    _guard._pin_name_service = lambda: None
+    from nsjoin import _warm
+    _warm._pin_name_service = lambda libc: None
     def action():
         try:
             pwd.getpwuid(54321)
