@@ -66,15 +66,16 @@ def _is_part_of_python(name: str) -> bool:
 # --- what the interpreter announces -------------------------------------------------------------------------
 
 
-def _import(_event: str, args: tuple[Any, ...]) -> None:
+def _import(event: str, args: tuple[Any, ...]) -> None:
     """By a statement, before any finder is asked; or an extension module, when its file is about to be loaded."""
-    _refuse_module(args[0])
+    if _is_refused(event):
+        _refuse_module(args[0])
 
 
-def _exec(_event: str, args: tuple[Any, ...]) -> None:
+def _exec(event: str, args: tuple[Any, ...]) -> None:
     """The code of a module, whichever finder has found it: importlib's own functions announce nothing before."""
     code = args[0]
-    if code.co_name == "<module>" and not code.co_filename.startswith("<"):
+    if code.co_name == "<module>" and not code.co_filename.startswith("<") and _is_refused(event):
         raise ImportError(
             f"{code.co_filename} may be a file of the foreign mount namespace that this thread is in, and would run "
             "with our rights; run it before, or say allow_imports=True",
@@ -84,17 +85,25 @@ def _exec(_event: str, args: tuple[Any, ...]) -> None:
 
 def _library(event: str, args: tuple[Any, ...]) -> None:
     name = args[-1]
-    if name is not None and not (event == "ctypes.dlopen" and _is_loaded(name)):  # None: the program itself
+    if (
+        name is not None and _is_refused(event) and not (event == "ctypes.dlopen" and _is_loaded(name))
+    ):  # None: the program itself
         what = f"the library {os.fsdecode(name)!r} would be the target's, and run with our rights; load it before"
         raise _refusal(event, what)
 
 
 def _program(event: str, _args: tuple[Any, ...]) -> None:
+    if not _is_refused(event):
+        return
     what = (
         "the program would be the target's, and run with our rights and by a process of ours that the target can look "
         "into; start it with spawn_in or run_in"
     )
     raise _refusal(event, what)
+
+
+def _is_refused(event: str) -> bool:
+    return is_guarded() and getattr(_thread, "own", None) != event
 
 
 def _refusal(step: str, what: str) -> NamespaceError:
@@ -107,11 +116,11 @@ def _is_loaded(name: Any) -> bool:
     """Whether dlopen(3) would find it among what is loaded, and open no file."""
     if "/" in os.fsdecode(name):
         return False
-    import _ctypes
+    import ctypes
 
     with _Own("ctypes.dlopen"):
         try:
-            _ctypes.dlopen(name, os.RTLD_NOLOAD | os.RTLD_NOW)
+            ctypes.CDLL(os.fsdecode(name), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         except OSError:
             return False
     return True
@@ -136,7 +145,7 @@ _EVENTS: dict[str, Callable[[str, tuple[Any, ...]], None]] = {
 
 def _hook(event: str, args: tuple[Any, ...], events: Any = _EVENTS) -> None:
     """The audit hook. It is called for each event of the process, for good, also when modules have been emptied."""
-    if event in events and is_guarded is not None and is_guarded() and getattr(_thread, "own", None) != event:
+    if event in events and is_guarded is not None:
         events[event](event, args)
 
 
@@ -167,7 +176,7 @@ if sys.implementation.name == "pypy":
         ("os", "system", "os.system"),
         ("os", "execv", "os.exec"),
         ("os", "execve", "os.exec"),
-        ("ctypes", "_dlopen", "ctypes.dlopen"),
+        ("_ffi", "CDLL", "ctypes.dlopen"),
     ]
 
 

@@ -59,6 +59,9 @@ _LOADED_LAZILY = (
     "unicodedata",
 )
 
+#: Libraries, which PyPy unloads when nobody has them any more.
+_kept: list[ctypes.CDLL] = []
+
 _NO_LIBGCC = (
     "it cannot be loaded ({}), so the C library would load the target's, as soon as a thread ends by pthread_exit(3); "
     "install it (Debian: libgcc-s1, Fedora: libgcc)"
@@ -95,13 +98,13 @@ def _load_what_libc_loads_lazily(libc: ctypes.CDLL) -> None:
     import ctypes
 
     try:
-        ctypes.CDLL("libgcc_s.so.1")
+        _kept.append(ctypes.CDLL("libgcc_s.so.1"))
     except OSError as refused:
         reason = _NO_LIBGCC.format(refused)
         raise error(JoinError, errno.ENOENT, "dlopen", nstype="mnt", target="libgcc_s.so.1", reason=reason) from None
     libc.backtrace((ctypes.c_void_p * 1)(), 1)  # keeps the addresses: from here on nothing is looked for
     with contextlib.suppress(OSError):
-        ctypes.CDLL("libidn2.so.0")
+        _kept.append(ctypes.CDLL("libidn2.so.0"))
 
 
 def _pin_name_service(libc: ctypes.CDLL) -> None:
@@ -171,6 +174,7 @@ class _TimeZone:
         self._lock = threading.Lock()
         self._pins = 0
         self._arrays: list[CData] = []  # never freed: getenv(3) may be reading them
+        self._place = 0  # of the entry in the last of them
         os.register_at_fork(after_in_child=self._forget_other_threads)
 
     def _forget_other_threads(self) -> None:
@@ -196,22 +200,34 @@ class _TimeZone:
                 self._remove()
 
     def _add(self) -> None:
+        if self._is_as_left(ffi.NULL):
+            self._arrays[-1][self._place] = self.entry
+            return
         entries = environment()
         if any(ffi.string(entry).startswith(b"TZ=") for entry in entries):
             return  # ours, or the caller's own: nothing is read as long as it stays the same
-        if not self._arrays or lib.environ != self._arrays[-1]:  # the first time, or setenv(3) has made another
-            self._arrays.append(ffi.new("char *[]", [*entries, ffi.NULL, ffi.NULL]))
-            lib.environ = self._arrays[-1]
-        self._arrays[-1][len(entries) + 1] = ffi.NULL
-        self._arrays[-1][len(entries)] = self.entry
+        self._place = len(entries)
+        self._arrays.append(ffi.new("char *[]", [*entries, self.entry, ffi.NULL]))
+        lib.environ = self._arrays[-1]
 
     def _remove(self) -> None:
         """As unsetenv(3) does: what is behind it moves up."""
+        if self._is_as_left(self.entry):
+            self._arrays[-1][self._place] = ffi.NULL
+            return
         entries = environment()
         if self.entry in entries:
             place = entries.index(self.entry)
             for index, entry in enumerate([*entries[place + 1 :], ffi.NULL], place):
                 lib.environ[index] = entry
+
+    def _is_as_left(self, last: CData) -> bool:
+        """Whether environ(7) is our array, as long as it was and with this at its end: setenv(3) makes another array to
+        add something, and unsetenv(3) moves what is behind."""
+        if self._place == 0 or lib.environ != self._arrays[-1]:
+            return False
+        array = self._arrays[-1]
+        return bool(array[self._place - 1]) and array[self._place] == last
 
 
 def environment() -> list[CData]:
