@@ -59,7 +59,8 @@ def call_in(
     are CallError. JoinError and the like as for ``spawn_in``.
 
     With mnt, a module that is not loaded yet is not loaded inside (ImportError, LookupError for a codec) unless
-    ``allow_imports`` is true: it would be a file of the target's, run with our rights.
+    ``allow_imports`` is true: it would be a file of the target's, run with our rights. So would a library, and a
+    program that is started other than by nsjoin: NamespaceError (NamespacePermissionError).
 
     Beside threads: fork(2) copies their locks as they are, so ``func`` must not need one that another thread may hold;
     Python 3.12 and later warn of it. fork(2), setns(2), unix(7) (SCM_RIGHTS); Linux 4.11.

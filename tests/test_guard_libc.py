@@ -460,3 +460,68 @@ in_enter(look_up)
 """
     assert container.visit(body) == (0, "")
     assert (container.last_words() != "0\n") == is_weakened
+
+
+# --- what is not held ---------------------------------------------------------------------------------------
+
+#: Each reads a file of the C library's own, while the interpreter's lock is held (getpwall) or not.
+READS = {
+    "/etc/passwd": "__import__('pwd').getpwall()",
+    "/etc/group": "os.getgrouplist('nobody', 1)",
+    "/etc/hosts": "__import__('socket').getaddrinfo('name.invalid', 1)",
+}
+
+
+def start_with_fifo(container: Container, path: str) -> None:
+    container.start(
+        f"mount -t tmpfs tmpfs {container.folder}; mkfifo {container.folder}/fifo; "
+        f"mount --bind {container.folder}/fifo {path}"
+    )
+
+
+@pytest.mark.parametrize("path", READS)
+def test_a_fifo_that_the_c_library_reads_holds_up_enter_and_of_call_in_only_the_child(
+    container: Container, path: str
+) -> None:
+    """So SECURITY.md says: Ctrl-C does not help while C code waits for the file."""
+    start_with_fifo(container, path)
+    modules = "import grp, pwd, signal, socket\n"
+    inside = f"signal.alarm(1)\nin_enter(lambda: {READS[path]})\n"
+    assert container.visit(modules + inside) == (-signal.SIGALRM, "")
+    called = f"""
+try:
+    nsjoin.call_in(pid, lambda: {READS[path]}, namespaces=("mnt",), timeout=0.5)
+except TimeoutError as expired:
+    print("killed" in str(expired))
+"""
+    assert container.visit(modules + called) == (0, "True\n")
+
+
+def test_a_file_of_the_targets_can_be_read_from_outside(container: Container) -> None:
+    """So SECURITY.md says, and O_NONBLOCK is what a FIFO does not hold up."""
+    start_with_fifo(container, "/etc/passwd")
+    body = """
+    with nsjoin.Target.from_pid(pid) as target:
+        fd = os.open(f"/proc/{target.pid}/root/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        print(os.read(fd, 100), target.is_alive())
+    """
+    assert container.visit(body) == (0, "b'' True\n")
+
+
+def test_setlocale_inside_reads_the_targets_locales(container: Container) -> None:
+    """So SECURITY.md says to call it before: no event tells of it."""
+    if not os.path.isdir("/usr/lib/locale/C.utf8"):
+        pytest.skip("glibc has its C.UTF-8 built in here, or elsewhere")
+    container.start(
+        f"mount -t tmpfs tmpfs {container.folder}; cp -r /usr/lib/locale/C.utf8 {container.folder}/xx_XX; "
+        f"mount --bind {container.folder} /usr/lib/locale"
+    )
+    body = """
+    import locale
+    try:
+        locale.setlocale(locale.LC_ALL, "xx_YY")
+    except locale.Error:
+        print("not there")
+    print(in_enter(lambda: locale.setlocale(locale.LC_ALL, "xx_XX")))
+    """
+    assert container.visit(body) == (0, "not there\nxx_XX\n")
