@@ -268,11 +268,20 @@ def prepare() -> None:
     _procfs.keep(_has_gone_away)
     if _is_prepared and is_away():
         return  # what would be loaded now would be the files of that place
-    _prepare_once()
+    if not _is_prepared:
+        _prepare_once()
     if sys.meta_path[:1] != [_Guard]:  # not moved there: another thread may be going through the list
         sys.meta_path.insert(0, _Guard)
     _warm.load_messages()
     _warm.time_zone.read()
+
+
+def _forget_other_threads() -> None:
+    global _lock
+    _lock = threading.Lock()  # one that is copied while another thread holds it is never released
+
+
+os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _prepare_once() -> None:

@@ -413,12 +413,38 @@ def test_the_pin_of_the_time_zone_is_seen_neither_in_os_environ_nor_by_programs_
 def test_a_time_zone_that_the_caller_has_set_is_left_alone(container: Container) -> None:
     container.start("true")
     body = """
-    import ctypes
-    getenv = ctypes.CDLL(None).getenv
-    getenv.restype = ctypes.c_char_p
-    print(in_enter(lambda: getenv(b"TZ")), getenv(b"TZ"))
+    from nsjoin import _shim, _warm
+    def look():
+        entries = map(_shim.ffi.string, _warm.environment())
+        return [entry for entry in entries if entry.startswith(b"TZ=")]
+    print(in_enter(look), look())
     """
-    assert container.visit(body, TZ="Asia/Tokyo") == (0, "b'Asia/Tokyo' b'Asia/Tokyo'\n")
+    assert container.visit(body, TZ="Asia/Tokyo") == (0, "[b'TZ=Asia/Tokyo'] [b'TZ=Asia/Tokyo']\n")
+
+
+def test_the_child_of_a_fork_does_not_wait_for_what_another_thread_was_doing(container: Container) -> None:
+    container.start("true")
+    body = """
+    import signal, threading
+    from nsjoin import _guard, _warm
+    locked, end = threading.Event(), threading.Event()
+    def hold():
+        with _guard._lock, _warm.time_zone._lock:
+            locked.set()
+            end.wait()
+    holder = threading.Thread(target=hold)
+    holder.start()
+    locked.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        in_enter(lambda: None)
+        os._exit(0)
+    end.set()
+    holder.join()
+    print(os.waitpid(child, 0)[1])
+    """
+    assert container.visit(body) == (0, "0\n")
 
 
 # --- the name service ---------------------------------------------------------------------------------------
