@@ -80,7 +80,8 @@ def call_in(
     are CallError. JoinError and the like as for ``spawn_in``.
 
     With mnt, a module that is not loaded yet is not loaded inside (ImportError, LookupError for a codec) unless
-    ``allow_imports`` is true: it would be a file of the target's, run with our rights.
+    ``allow_imports`` is true: it would be a file of the target's, run with our rights. So would a library, and a
+    program that is started other than by nsjoin: NamespaceError (NamespacePermissionError).
 
     JoinPermissionError also where root inside could take over the child, and with it this program: pid is joined, that
     PID namespace does not belong to a user namespace within ours, and the target has or can get CAP_SYS_PTRACE,

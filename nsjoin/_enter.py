@@ -48,8 +48,9 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
     /proc/net is the main thread's. ``"user"`` cannot be entered, ``"time"`` only in a process without threads.
 
     Inside a foreign ``"mnt"``, a module that is not loaded yet would be a file of the target's, run with our rights:
-    ImportError, LookupError for a codec, unless ``allow_imports`` is true. The name service (users, groups, hosts)
-    keeps the configuration and the libraries that it has outside.
+    ImportError, LookupError for a codec, unless ``allow_imports`` is true. So would a library, and a program that is
+    started other than by nsjoin: NamespaceError (NamespacePermissionError). The name service (users, groups, hosts)
+    keeps the configuration and the libraries that it has outside, and the time zone is ours.
 
     ``netns_etc=True`` with ``"net"`` is what ``ip netns exec`` does besides, as said of ``Popen``: for this thread,
     /sys and /etc are those for that network namespace. Modules may be loaded, as these are our own files.
@@ -176,6 +177,8 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
         for namespace in self._given:
             if namespace.closed:  # its number may be another file's by now
                 raise ValueError("this Namespace is closed")
+        if self._given[-1].nstype == "mnt":  # the last of the table; the trip is older than this join
+            _guard.prepare()
         result = lib.nsjoin_enter(stay, trip)
         if result == 0:
             return

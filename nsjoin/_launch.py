@@ -18,7 +18,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from . import _guard, _procfs, _shim
+from . import _guard, _procfs, _shim, _warm
 from ._nstype import BY_NAME
 from ._pack import pack
 from ._process import own_namespace, own_pid_namespace_is_left
@@ -254,18 +254,12 @@ class Job:
 
 
 def environment() -> list[bytes]:
-    """environ(7) as the C library has it: what a program gets that is given none.
+    """environ(7) as the C library has it: what a program gets that is given none; without what is pinned in it.
 
     Copied here, under the interpreter's lock: the launch runs without it, and another thread's putenv may free what the
     kernel would be reading.
     """
-    pointers = lib.environ
-    if not pointers:  # clearenv(3)
-        return []
-    n = 0
-    while pointers[n]:
-        n += 1
-    return list(map(ffi.string, ffi.unpack(pointers, n)))
+    return [ffi.string(entry) for entry in _warm.environment() if entry != _warm.time_zone.entry]
 
 
 _REPORT = struct.Struct("4i")  # the head of struct nsjoin_plan: pid, step, index, error

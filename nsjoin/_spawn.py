@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, overload
 
-from . import _like
+from . import _guard, _like
 from ._accounts import check_own_names, numbers
 from ._launch import Ids, Job, _unreaped, child_has_been_reaped, end, environment, wait
 from ._namespace import Namespace
@@ -366,7 +366,7 @@ class Popen(subprocess.Popen[AnyStr]):
             given["cwd"] = os.getcwd()  # that mount namespace is a copy of ours
         choice = self._choose(given)
         command = _command(given["args"], given["executable"], given["shell"], given["env"])
-        sys.audit("subprocess.Popen", command.name, given["args"], given["cwd"], given["env"])
+        _guard.announce_program(command.name, given["args"], given["cwd"], given["env"])
         job: Job = _job(command, given)
         ours = [given[name] for name in _OUR_ENDS]
         for fd in (*job.stdio, *job.pass_fds):

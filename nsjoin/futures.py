@@ -10,7 +10,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from . import _stays
+from . import _guard, _stays
 from ._enter import enter
 from ._namespace import Namespace
 from ._nstype import lookup
@@ -66,6 +66,7 @@ class NamespaceExecutor(ThreadPoolExecutor):
         with self._stack:
             namespaces = self._open(target, nstypes)
             self._enter = enter(namespaces, *nstypes, allow_imports=allow_imports)
+            self._has_mnt = any(namespace.nstype == "mnt" for namespace in namespaces)
             super().__init__(max_workers=max_workers, thread_name_prefix=thread_name_prefix)
             self._stack = self._stack.pop_all()
         self._worker = threading.local()
@@ -92,6 +93,8 @@ class NamespaceExecutor(ThreadPoolExecutor):
         """As Executor.submit. BrokenThreadPool if a worker could not join."""
         if self._failure is not None:
             raise BrokenThreadPool("a worker could not join the namespaces of this pool") from self._failure
+        if self._has_mnt:  # setlocale may have been called since the workers joined
+            _guard.prepare()
         return super().submit(self._run, _stays.this_thread(), fn, args, kwargs)
 
     def _run(self, caller: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1605,7 +1605,13 @@ def test_a_program_of_the_targets_that_a_function_starts_gets_at_our_python_and_
     script.write_text("#!/proc/self/exe\nimport os; print(os.readlink('/proc/self/exe'))\n")
     script.chmod(0o755)
     target = start("user", "mnt", "pid")
-    said = nsjoin.call_in(target.pid, lambda: subprocess.run([str(script)], stdout=subprocess.PIPE, text=True).stdout)
+
+    def start_it() -> str:
+        return subprocess.run([str(script)], stdout=subprocess.PIPE, text=True).stdout
+
+    with pytest.raises(PermissionError, match="start it with spawn_in or run_in, or say allow_imports=True"):
+        nsjoin.call_in(target.pid, start_it)
+    said = nsjoin.call_in(target.pid, start_it, allow_imports=True)
     assert said == os.readlink("/proc/self/exe") + "\n"
     assert nsjoin.run_in(target.pid, [str(script)], stdout=subprocess.PIPE).stdout == b""  # the joiner does nothing
 

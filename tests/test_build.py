@@ -496,6 +496,7 @@ def test_the_joiner_for_aarch64_joins_and_reports_what_fails(tmp_path, near):
 RANKS = (
     ("_nstype", "exceptions", "_setns", "_procfs"),
     ("_shim", "_plan", "_capabilities", "_data", "_raised"),
+    ("_warm",),
     ("_process", "_pack", "_transfer", "_guard", "_pin"),
     ("_namespace", "_accounts", "_launch", "_idmap", "_stays", "_answer"),
     ("_translate",),
