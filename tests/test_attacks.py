@@ -34,7 +34,6 @@ from conftest import (
     HAS_NAMESPACES_OF_PIDFDS,
     SEALS_THE_MODE,
     requires_namespaces_of_pidfds,
-    requires_program,
     requires_root,
 )
 
@@ -417,15 +416,23 @@ def test_the_program_has_only_its_stdio_and_what_it_was_given(start, folder):
 
 # --- ways out: the working directory, the executable -----------------------------------------------------------------
 
+#: Shell: the folders with programs and their libraries, which may be links to others, in the root directory {root} too.
+WITH_PROGRAMS = """
+for name in /usr /bin /sbin /lib /lib64; do
+    if [ -L $name ]; then cp -P $name {root}/
+    elif [ -d $name ]; then mkdir {root}$name && mount --rbind $name {root}$name
+    fi
+done
+"""
 #: A target that has chrooted into a folder of its own, and whose working directory has stayed outside.
 JAILED = """
 import os, signal, subprocess, sys
 jail = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "none", jail], check=True)
-for folder in ("proc", "bin", "inner"):
+for folder in ("proc", "inner"):
     os.mkdir(f"{jail}/{folder}")
 subprocess.run(["mount", "-t", "proc", "none", f"{jail}/proc"], check=True)
-subprocess.run(["cp", "/bin/busybox", f"{jail}/bin/busybox"], check=True)
+subprocess.run(["sh", "-c", sys.argv[2]], check=True)
 os.symlink("/proc/1/cwd", f"{jail}/out")
 os.symlink("/proc/self/fd/50", f"{jail}/given")
 os.symlink("/inner", f"{jail}/link")
@@ -439,34 +446,28 @@ CHECK_CWD = "        check_cwd(plan);\n"
 
 @pytest.fixture
 def jailed(start, folder) -> Running:
-    command = [sys.executable, "-I", "-c", JAILED, str(folder)]
+    command = [sys.executable, "-I", "-c", JAILED, str(folder), WITH_PROGRAMS.format(root=folder)]
     running = start("user", "mnt", "pid", program=f"exec {shlex.join(command)}")
     assert running.process.stdout.readline() == "end\n"
     return running
 
 
-WHERE = ["/bin/busybox", "ls"]
-
-
-@requires_program("busybox")
 @pytest.mark.parametrize("cwd", ["/out", "/proc/1/cwd", "/proc/1/cwd/.."])
 def test_no_working_directory_is_a_way_out_of_the_root(jailed, cwd):
     with pytest.raises(nsjoin.JoinError, match="not below the target's root") as caught:
-        nsjoin.run_in(jailed.pid, WHERE, cwd=cwd)
+        nsjoin.run_in(jailed.pid, ["ls"], cwd=cwd)
     assert (caught.value.step, caught.value.errno) == ("chdir", errno.EXDEV)
 
 
-@requires_program("busybox")
 def test_without_that_check_the_program_is_outside(jailed, weaken):
     weaken(CHECK_CWD, "        (void)check_cwd;\n")
-    done = nsjoin.run_in(jailed.pid, WHERE, cwd="/out", capture_output=True, text=True, check=True)
+    done = nsjoin.run_in(jailed.pid, ["ls"], cwd="/out", capture_output=True, text=True, check=True)
     assert "hostname" in done.stdout.split()
 
 
-@requires_program("busybox")
 @pytest.mark.parametrize("cwd", [None, "/", "/inner", "/link", "/proc/1/root", "inner/.."])
 def test_a_working_directory_inside_is_taken(jailed, cwd):
-    assert nsjoin.run_in(jailed.pid, WHERE, cwd=cwd, capture_output=True).returncode == 0
+    assert nsjoin.run_in(jailed.pid, ["ls"], cwd=cwd, capture_output=True).returncode == 0
 
 
 @pytest.fixture
@@ -507,9 +508,9 @@ SCRIPT = "/:"
 def self_script(start) -> Iterator[Any]:
     """A target whose program /: is a script for /proc/self/exe, and that program, waiting."""
     setup = "mount -t tmpfs none /mnt && printf '#!/proc/self/exe\\n' >/mnt/: && chmod +x /mnt/:"
-    root = "mkdir /mnt/proc /mnt/bin && mount -t proc none /mnt/proc && cp /bin/busybox /mnt/bin/"
-    wait = "echo end; exec /bin/busybox sleep 1d"
-    running = start("user", "mnt", "pid", program=f"{setup} && {root} && exec chroot /mnt /bin/busybox sh -c '{wait}'")
+    root = "mkdir /mnt/proc && mount -t proc none /mnt/proc" + WITH_PROGRAMS.format(root="/mnt")
+    wait = "echo end; exec sleep 1d"
+    running = start("user", "mnt", "pid", program=f"{setup} && {root} exec chroot /mnt sh -c '{wait}'")
     assert running.process.stdout.readline() == "end\n"
     with nsjoin.spawn_in(running.pid, [SCRIPT], stdin=subprocess.PIPE) as process:
         yield process, running
@@ -531,7 +532,6 @@ def overwrite(fd: int) -> None:
 
 
 @requires_root
-@requires_program("busybox")
 def test_a_script_for_proc_self_exe_reaches_only_the_sealed_joiner(self_script):
     process, running = self_script
     image = os.readlink(f"/proc/{process.pid}/exe")
@@ -548,11 +548,10 @@ def test_a_script_for_proc_self_exe_reaches_only_the_sealed_joiner(self_script):
         assert os.pread(fd, 1 << 20, 0) == _launch._image_bytes()
     finally:
         os.close(fd)
-    assert nsjoin.run_in(running.pid, ["/bin/busybox", "true"]).returncode == 0
+    assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
 
 
 @requires_root
-@requires_program("busybox")
 def test_without_the_seals_the_joiner_of_the_next_launch_is_the_targets(monkeypatch, unsealed, self_script):
     process, _ = self_script
     fd = executable_of(process)
@@ -581,7 +580,6 @@ def by_file(monkeypatch) -> None:
 
 
 @requires_root
-@requires_program("busybox")
 def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_script):
     process, running = self_script
     fd = executable_of(process)
@@ -591,7 +589,7 @@ def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_
         assert os.fstat(fd).st_nlink == 0
     finally:
         os.close(fd)
-    assert nsjoin.run_in(running.pid, ["/bin/busybox", "true"]).returncode == 0
+    assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
 
 
 CLOSE_PROC = "        SYS1(close, plan->proc);\n"
@@ -836,8 +834,9 @@ def test_a_program_is_started_and_a_function_called_where_proc_lies(lying):
 
 
 IN_THE_NAME_OF_ANOTHER = r"""
-mount -t tmpfs none /mnt && mkdir /mnt/bin && cp /bin/busybox /mnt/bin
-printf '#!/bin/busybox sh\necho the liar is\n' >/mnt/bin/whoami && chmod 755 /mnt/bin/whoami
+mount --rbind / /mnt && mount -t tmpfs none /mnt/mnt
+printf '#!/bin/sh\necho the liar is\n' >/mnt/mnt/whoami && chmod 755 /mnt/mnt/whoami
+mount --bind /mnt/mnt/whoami /mnt$(command -v whoami)
 mount -t tmpfs none /proc && ln -s {caller} /proc/self && mkdir /proc/{other} && ln -s /mnt /proc/{other}/root
 echo ready; exec sleep infinity
 """
