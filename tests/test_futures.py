@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
 
 import pytest
-from conftest import IS_ROOT
+from conftest import IS_ROOT, requires_program
 
 import nsjoin
 from nsjoin.futures import NamespaceExecutor
@@ -122,6 +122,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Be quiet."""
 
 
+@requires_program("ip")
 def test_eight_workers_in_eight_net_namespaces_serve_http_on_port_80_at_once(start):
     targets = [start("net", program="ip link set lo up; echo up; exec sleep infinity") for _ in range(8)]
     for running in targets:
