@@ -999,3 +999,19 @@ def test_a_caller_that_is_itself_the_init_of_a_pid_namespace(start, tmp_path):
         check=False,
     )
     assert (done.stdout, done.stderr) == ("2 7\n", "")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error"),
+    [
+        ({"user": -1}, ValueError),
+        ({"group": -5}, ValueError),
+        ({"extra_groups": [0, -1]}, ValueError),
+        ({"user": 1.5}, TypeError),
+        ({"group": ()}, TypeError),
+        ({"extra_groups": [b"root"]}, TypeError),
+    ],
+)
+def test_what_is_no_id_is_the_error_of_subprocess_and_leaves_no_pipe(target, keywords, error):
+    with pytest.raises(error):
+        nsjoin.spawn_in(target.pid, ["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **keywords)
