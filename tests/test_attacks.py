@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attempts import JOINS_BY_PIDFD, requires_one_attempt
-from changed import NOBODY, PR_SET_DUMPABLE
+from changed import NOBODY, NR, PR_SET_DUMPABLE, Filter, prctl
 from child import children, held_program, in_child
 from conftest import (
     HAS_NAMESPACES_OF_PIDFDS,
@@ -592,6 +592,21 @@ def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_
     assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
 
 
+@requires_root
+def test_where_the_seals_do_not_cover_the_mode_a_target_that_takes_the_x_bits_leads_to_files(monkeypatch, self_script):
+    """Before Linux 6.3."""
+    _, running = self_script
+    monkeypatch.setattr(_launch, "_image", _launch._Image())
+    monkeypatch.setattr(_launch, "_seal", lambda fd: fcntl.fcntl(fd, _launch._F_ADD_SEALS, _launch._ALL_SEALS))
+    image, _ = _launch._image.open()
+    try:
+        os.chmod(f"/proc/self/fd/{image}", 0)
+        assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
+        assert not _launch._image._memfd_runs
+    finally:
+        _launch._image.memfd_does_not_run()  # closes it
+
+
 CLOSE_PROC = "        SYS1(close, plan->proc);\n"
 FIRST_NUMBERS = range(3, 20)
 
@@ -975,6 +990,104 @@ def test_only_in_a_session_of_its_own_a_program_cannot_type_into_our_terminal(st
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end of a terminal is a hangup for its session
 
     assert in_child(lambda: type_inside(target.pid, start_new_session), prepare) == typed
+
+
+def with_a_key_and_a_filter(pid: int, keyctl: int, add_key: int) -> str:
+    one = Filter()
+    one.load(NR)
+    one.refuse_if(keyctl, errno.EPERM)
+    libc = ctypes.CDLL(None)
+    assert libc.syscall(keyctl, 1, None) > 0, "no new session keyring"
+    assert libc.syscall(add_key, b"user", b"nsjoin-test", b"secret", 6, -3) > 0
+    one.install()
+    program = [sys.executable, "-I", "-c", READ_KEY.format(keyctl=keyctl)]
+    return nsjoin.run_in(pid, program, capture_output=True, text=True, check=True, like_target=True).stdout.strip()
+
+
+def test_where_a_filter_forbids_a_new_keyring_it_forbids_the_program_to_read_the_old_one(start):
+    calls = KEY_CALLS.get(os.uname().machine)
+    if calls is None:
+        pytest.skip("the numbers of these system calls are not known for this machine")
+    target = start("user", "mnt", "pid")
+    assert in_child(lambda: with_a_key_and_a_filter(target.pid, *calls)) == ""
+
+
+# --- what spawn_in does not do ----------------------------------------------------------------------------------------
+
+
+@requires_root
+@pytest.mark.parametrize("like_target", [False, True])
+def test_by_default_a_program_has_the_callers_privileges_and_environment(start, monkeypatch, like_target):
+    monkeypatch.setenv("NSJOIN_TEST_SECRET", "secret")
+    bounded = "exec env -u NSJOIN_TEST_SECRET setpriv --no-new-privs --bounding-set=-all,+chown"
+    target = start("mnt", "pid", program=f"{bounded} sh -c 'echo end; exec sleep infinity'")
+    assert target.process.stdout.readline() == "end\n"
+    told = ["sh", "-c", "echo $NSJOIN_TEST_SECRET; exec cat /proc/self/status"]
+    done = nsjoin.run_in(target.pid, told, like_target=like_target, capture_output=True, text=True, check=True)
+    secret, _, status = done.stdout.partition("\n")
+    lines = dict(line.split(":\t", 1) for line in status.splitlines())
+    whose = target.pid if like_target else os.getpid()
+    assert secret == ("" if like_target else "secret")
+    assert [lines["CapEff"], lines["NoNewPrivs"]] == status_of(whose, "CapEff", "NoNewPrivs")
+    assert status_of(target.pid, "CapEff") != status_of(os.getpid(), "CapEff")
+
+
+HANDED_IN = "echo changed >/proc/self/fd/{file} && cat /proc/self/fd/{folder}/../beside"
+
+
+@requires_root
+def test_a_file_that_is_handed_in_can_be_opened_anew_and_a_folder_leads_to_what_is_beside_it(start, folder):
+    (folder / "file").write_text("ours")
+    (folder / "beside").write_text("beside")
+    (folder / "inner").mkdir()
+    target = start("mnt", "pid", program=f"mount -t tmpfs none {folder}; echo end; exec sleep infinity")
+    assert target.process.stdout.readline() == "end\n"
+    fds = [os.open(folder / name, os.O_RDONLY) for name in ("file", "inner")]
+    try:
+        program = ["sh", "-c", HANDED_IN.format(file=fds[0], folder=fds[1])]
+        done = nsjoin.run_in(target.pid, program, pass_fds=fds, capture_output=True, text=True, check=True)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert done.stdout == "beside"
+    assert (folder / "file").read_text() == "changed\n"
+
+
+@requires_root
+def test_a_link_may_lead_to_a_program_of_ours_where_the_target_sees_us_and_like_target_only_where_it_may(start, folder):
+    ours = program_in(folder)
+    link = f"ln -s /proc/{os.getpid()}/root{ours} {folder}/link"
+    bounded = "exec setpriv --bounding-set=-all,+chown sh -c 'echo end; exec sleep infinity'"
+    target = start("mnt", program=f"mount -t tmpfs none {folder} && {link}; {bounded}")
+    assert target.process.stdout.readline() == "end\n"
+    with pytest.raises(FileNotFoundError):
+        nsjoin.run_in(target.pid, [ours])
+    assert nsjoin.run_in(target.pid, [f"{folder}/link"]).returncode == 0
+    with pytest.raises(PermissionError):
+        nsjoin.run_in(target.pid, [f"{folder}/link"], like_target=True)
+
+
+def become_ordinary_user_with_a_group() -> None:
+    os.setgroups([NOBODY - 1])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    prctl(PR_SET_DUMPABLE, 1)
+
+
+@requires_root
+def test_an_ordinary_user_keeps_his_groups_where_the_kernel_drops_none():
+    """unshare(1) of an ordinary user writes "deny" to /proc/PID/setgroups, before it may map his group."""
+
+    def groups_inside() -> str:
+        command = ["unshare", "--map-root-user", "--mount", "sh", "-c", "echo end; read end"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as target:
+            assert target.stdout is not None
+            assert target.stdout.readline() == "end\n"
+            done = nsjoin.run_in(target.pid, ["cat", "/proc/self/status"], stdout=subprocess.PIPE, text=True)
+            target.communicate("end\n")
+        return dict(line.split(":\t", 1) for line in done.stdout.splitlines())["Groups"].strip()
+
+    assert in_child(groups_inside, become_ordinary_user_with_a_group) == str(NOBODY)  # as what is not mapped is shown
 
 
 # --- what call_in does not promise ------------------------------------------------------------------------------------
