@@ -301,8 +301,8 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
         return _join_error(failed, target, step, None, explain(failed) if explain else None)
     if failed.at in _CALLS:
         calls = _CALLS[failed.at]
-        reason = _JOINER_REASONS.get(failed.errno) if (failed.at, failed.index) == (At.LAUNCH, 0) else None
-        return _join_error(failed, target, calls[min(failed.index, len(calls) - 1)], None, reason)
+        why = _JOINER_REASONS.get(failed.errno) if (failed.at, failed.index) == (At.LAUNCH, 0) else None
+        return _join_error(failed, target, calls[min(failed.index, len(calls) - 1)], None, why)
     file = {At.EXEC: name, At.CWD: cwd}.get(failed.at)
     if file is None:
         return OSError(failed.errno, os.strerror(failed.errno))
