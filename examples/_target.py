@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -29,6 +30,13 @@ def new_target(*options: str, setup: str = "true") -> Iterator[int]:
             sys.exit(f"this machine does not let us make the example's target: {' '.join(command)}")
         # unshare stays outside; the process inside is its only child
         yield int(Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text())
+
+
+def require_program(name: str, package: str) -> None:
+    """Exit with status 77, which means skipped, where a program that the example uses is not installed."""
+    if shutil.which(name) is None:
+        print(f"skipped: {name} ({package}) is not installed")
+        sys.exit(77)
 
 
 def require_root() -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from _target import new_target
+from _target import new_target, require_program
 
 import nsjoin
 
+require_program("ip", "iproute2")
 ADDRESS = ("127.0.0.1", 8080)
 
 

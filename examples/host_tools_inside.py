@@ -7,18 +7,14 @@ an ordinary user, who needs the user namespace that has the network as well.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
-import sys
 
-from _target import new_target
+from _target import new_target, require_program
 
 import nsjoin
 
-if shutil.which("ss") is None:
-    print("skipped: ss (iproute2) is not installed")
-    sys.exit(77)
+require_program("ss", "iproute2")
 
 NETWORK = ["net"] if os.geteuid() == 0 else ["user", "net"]
 

@@ -12,7 +12,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from _target import new_target
+from _target import new_target, require_program
 
 import nsjoin
 
@@ -24,6 +24,7 @@ if importlib.util.find_spec("pytest") is None:
     sys.exit(77)
 import pytest
 
+require_program("ip", "iproute2")
 HTTP = ("127.0.0.1", 80)
 
 

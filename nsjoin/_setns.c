@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -49,7 +50,7 @@ enum { NSJOIN_BORN = 'b', NSJOIN_REAPED = 'r' };
 #define SYS_pidfd_getfd 438
 #endif
 enum {
-    K_AT_EMPTY_PATH = 0x1000, K_PIDFD_THREAD = O_EXCL,
+    K_AT_EMPTY_PATH = 0x1000, K_AT_STATX_DONT_SYNC = 0x4000, K_PIDFD_THREAD = O_EXCL,
     K_MFD_CLOEXEC = 1,
     K_PIDFD_GET_USER = 0xff09, K_PIDFD_GET_PID = 0xff05, K_PIDFD_GET_PID_FOR_CHILDREN = 0xff06, /* linux/pidfd.h, Linux 6.11 */
     K_CLONE_NEWTIME = 0x80, /* clone(2) has no bit for it: there it would be a part of the signal */
@@ -133,6 +134,13 @@ int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve)
 {
     const struct { uint64_t flags, mode, resolve; } how = {(uint64_t)(unsigned int)flags, 0, resolve};
     return result(syscall(SYS_openat2, directory, path, &how, sizeof how));
+}
+
+int64_t nsjoin_device(int fd)
+{
+    struct { uint32_t before[34], major, minor; uint64_t behind[14]; } found; /* struct statx, which musl had not always */
+    int error = result(syscall(SYS_statx, fd, "", K_AT_EMPTY_PATH | K_AT_STATX_DONT_SYNC, 0, &found));
+    return error < 0 ? error : (int64_t)makedev(found.major, found.minor);
 }
 
 int nsjoin_memfd_create(const char *name, unsigned int flags)

@@ -128,6 +128,9 @@ int nsjoin_ioctl_value(int fd, unsigned long request, int value);
 int nsjoin_ioctl_out(int fd, unsigned long request, void *out);
 /* resolve: RESOLVE_* of openat2(2) */
 int nsjoin_openat2(int directory, const char *path, int flags, uint64_t resolve);
+
+/* st_dev, as the kernel knows it already: a file system that is served by a process (FUSE) is not asked; or -errno */
+int64_t nsjoin_device(int fd);
 int nsjoin_memfd_create(const char *name, unsigned int flags);
 /* pwrite(2) of everything; EFBIG beyond RLIMIT_FSIZE, without SIGXFSZ. */
 int nsjoin_write(int fd, const char *data, int64_t n, int64_t offset);

@@ -52,7 +52,7 @@ _CAP_SETGID = 6
 _CAP_SYS_ADMIN = 21
 
 # linux/openat2.h
-_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 1, 2, 4, 16
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT, _RESOLVE_CACHED = 1, 2, 4, 16, 32
 
 # PyPy has no names for these two.
 _F_DUPFD_CLOEXEC = 1030
@@ -230,6 +230,19 @@ def write_all(fd: int, data: bytes, what: str) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     reason = f"{what} needs a file (in memory) of {len(data)} bytes, and RLIMIT_FSIZE is {limit}: raise it (ulimit -f)"
     raise error(NamespaceError, number, "write", reason=reason)
+
+
+def openat2_cached(root: int, path: bytes, flags: int) -> int:
+    """openat2(2), Linux 5.12: as ``openat2_in_root``, and EAGAIN instead of a wait for a file system to answer."""
+    return check(lib.nsjoin_openat2(root, path, flags, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_CACHED))
+
+
+def device(fd: int) -> int:
+    """``st_dev``, for which the file system is not asked: fstat(2) waits for a FUSE server, for ever if it likes."""
+    found = lib.nsjoin_device(fd)
+    if found < 0:  # a seccomp filter from before Linux 4.11
+        return os.fstat(fd).st_dev
+    return found
 
 
 def mount(source: str, target: str, flags: int, fstype: str | None = None) -> None:

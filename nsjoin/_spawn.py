@@ -432,6 +432,7 @@ def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
     names = (keywords.get("user"), keywords.get("group"), *(keywords.get("extra_groups") or ()))
     target = popen._checked_target
     if not any(isinstance(name, str) for name in names) or isinstance(keywords.get("extra_groups"), str):
+        check_own_names(keywords)
         yield  # an extra_groups that is a str is an error, which subprocess raises
         return
     if popen._netns_etc or not (popen._wanted is None or MNT in popen._wanted):

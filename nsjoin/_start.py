@@ -312,7 +312,8 @@ def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseExc
         return _join_error(failed, target, step, None, explain(failed) if explain else None)
     if failed.at in _CALLS:
         calls = _CALLS[failed.at]
-        return _join_error(failed, target, calls[min(failed.index, len(calls) - 1)], None, None)
+        why = _JOINER_REASONS.get(failed.errno) if (failed.at, failed.index) == (At.LAUNCH, 0) else None
+        return _join_error(failed, target, calls[min(failed.index, len(calls) - 1)], None, why)
     file = {At.EXEC: name, At.CWD: cwd}.get(failed.at)
     if file is None:
         return OSError(failed.errno, os.strerror(failed.errno))
@@ -330,6 +331,13 @@ _CALLS = {
     At.IDS: ("setgroups", "setresgid", "setresuid"),
     At.KEYRING: ("keyctl",),
     At.CLONE: ("clone",),
+}
+#: Why the joiner's file is not executed.
+_JOINER_REASONS = {
+    errno.EACCES: "neither a memfd (vm.memfd_noexec, or a security module) nor a temporary file may be executed here: "
+    "set TMPDIR to a folder on a file system that is not mounted noexec",
+    errno.ENOENT: "an interpreter in /proc/sys/fs/binfmt_misc takes all programs of this machine, and it cannot be "
+    "given the joiner, which is a file without a name",
 }
 _NO_MOUNT_POINT = "the program's root directory is no mount point, so that its mounts cannot be made private"
 _DELETED = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import _procfs, _shim
@@ -25,6 +26,11 @@ _PROC_LINE = re.compile(rb"^\d+ \d+ (\S+) .*? - proc \S+ (\S+)$", re.MULTILINE)
 #: Not a matter of what is looked at
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _HIDING = frozenset({b"hidepid=2", b"hidepid=4", b"hidepid=invisible", b"hidepid=ptraceable"})
+
+#: No openat2(2), before Linux 5.6 or for a seccomp filter, or no RESOLVE_CACHED, before 5.12
+_NO_CACHED_LOOKUP = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
+#: EAGAIN is also what comes of a rename anywhere at the same moment
+_TRIES = 5
 
 #: A process, or a thread, that ended while we looked
 _GONE = (FileNotFoundError, ProcessLookupError)
@@ -151,7 +157,7 @@ class Survey:
             parent = _if_told(_shim.namespace_parent, fd)
             seen.parent = None if parent is None else self._adopt(parent, "pid")
 
-    def _meet(self, text: str, path: str, directory: int | None = None) -> Seen | None:
+    def _meet(self, text: str, path: str, directory: int) -> Seen | None:
         """The namespace of that link's text, which ``path`` leads to.
 
         None if it vanished. Where it has changed since the text was read, the one that is there now.
@@ -159,16 +165,17 @@ class Survey:
         seen = self.seen.get(text)
         if seen is not None and seen.opened:
             return seen
-        return self._open(path, directory)
+        return self._open(partial(os.open, path, _PATH, dir_fd=directory))
 
     def _unopened(self, text: str) -> Seen:
         """A namespace of which the link's text is all that is known."""
         nstype, _, number = text[:-1].partition(":[")
         return self.seen.setdefault(text, Seen(nstype, NamespaceId(self._device, int(number), None)))
 
-    def _open(self, path: str, directory: int | None) -> Seen | None:
+    def _open(self, find: Callable[[], int]) -> Seen | None:
+        """``find`` gives an O_PATH descriptor of what lies there."""
         try:
-            fd = self._open_file(path, directory)
+            fd = self._open_file(find())
             if fd is None:
                 return None
             try:
@@ -184,12 +191,11 @@ class Survey:
                 raise
             return None
 
-    def _open_file(self, path: str, directory: int | None) -> int | None:
+    def _open_file(self, at: int) -> int | None:
         """Open a file of nsfs. What lies there may be another file by now, and opening a device or a FIFO does
-        something: so with O_PATH first."""
-        at = os.open(path, _PATH, dir_fd=directory)
+        something: so there is only an O_PATH descriptor, which is closed."""
         try:
-            if os.fstat(at).st_dev != self._device:
+            if _shim.device(at) != self._device:
                 return None
             return os.open(f"thread-self/fd/{at}", _READ, dir_fd=self._proc)
         finally:
@@ -329,11 +335,19 @@ class Survey:
         """Note a bind mount, also one that cannot be opened: it is below another mount, or not ours to reach."""
         if text.partition(":")[0] not in BY_NAME:
             return
-        self._meet(text, root + place, self._proc if root else None)
         seen = self._unopened(text)
+        if not seen.opened:
+            self._open(partial(self._find_mount, root, place))
         path = f"/proc/{root}{place}" if root else place
         if path not in seen.paths:
             seen.paths.append(path)
+
+    def _find_mount(self, root: str, place: str) -> int:
+        directory = os.open(root or "/", _PATH | os.O_DIRECTORY, dir_fd=self._proc if root else None)
+        try:
+            return _open_without_asking(directory, place)
+        finally:
+            os.close(directory)
 
     # --- descriptors
 
@@ -394,6 +408,20 @@ class Survey:
             if refused.errno in _EXHAUSTED:
                 raise
         return None
+
+
+def _open_without_asking(root: int, place: str) -> int:
+    """What is mounted there is known to the kernel with all that is above it. A file system that wants to be asked all
+    the same, as FUSE does, may never answer: EAGAIN."""
+    for _ in range(_TRIES):
+        try:
+            return _shim.openat2_cached(root, os.fsencode(place), _PATH)
+        except OSError as refused:
+            if refused.errno in _NO_CACHED_LOOKUP:
+                return os.open(place.lstrip("/"), _PATH, dir_fd=root)
+            if refused.errno != errno.EAGAIN:
+                raise
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), place)
 
 
 def _is_hiding(mountinfo: bytes, device: int) -> bool:

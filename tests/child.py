@@ -12,6 +12,8 @@ import os
 import pickle
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import tempfile
 import traceback
@@ -99,6 +101,13 @@ def become_ordinary_user() -> None:
     """As root: become nobody, for good."""
     if IS_ROOT:
         become_nobody()
+
+
+def bring_loopback_up() -> None:
+    """What ``ip link set lo up`` does; in a network namespace of a target, by ``call_in``."""
+    siocsifflags, iff_up = 0x8914, 1
+    with socket.socket() as any_socket:
+        fcntl.ioctl(any_socket, siocsifflags, struct.pack("16sh22x", b"lo", iff_up))
 
 
 def close_stdio() -> None:

@@ -120,7 +120,7 @@ class Workshop:
             try:
                 process = popen(case.args, **case.keywords)
             except (OSError, ValueError, TypeError, OverflowError, subprocess.SubprocessError, LookupError) as error:
-                if sys.version_info < (3, 11):  # subprocess makes its pipes before it looks at ids, and leaves them
+                if popen is self.oracle:  # before 3.11.4 it makes its pipes, looks at ids, and leaves the pipes
                     for fd in descriptors() - before:
                         os.close(fd)
                 # of several wrong arguments in one call, which is found first is nobody's promise

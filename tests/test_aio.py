@@ -215,7 +215,7 @@ def test_a_survivor_that_holds_the_pipes_does_not_outlast_the_timeout(run: Run, 
         lambda error: error.stdout,
     )
     survivor = int(error.stdout)
-    nsjoin.run_in(target.pid, ["kill", "-9", str(survivor)], check=True)
+    nsjoin.run_in(target.pid, ["sh", "-c", f"kill -9 {survivor}"], check=True)
 
 
 def test_kill_group_ends_the_survivors_of_a_program_that_has_ended(run: Run, target: Running) -> None:
@@ -426,7 +426,7 @@ def test_wait_returns_although_a_survivor_holds_the_pipe(run: Run, target: Runni
         assert process.stdout is not None
         survivor = int(await process.stdout.readline())
         assert await process.wait() == 0
-        nsjoin.run_in(target.pid, ["kill", "-9", str(survivor)], check=True)
+        nsjoin.run_in(target.pid, ["sh", "-c", f"kill -9 {survivor}"], check=True)
         assert await process.stdout.read() == b""
 
     run(main())

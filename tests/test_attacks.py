@@ -37,13 +37,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attempts import JOINS_BY_PIDFD, requires_one_attempt
-from changed import NOBODY, NR, PR_SET_DUMPABLE, SYS_EXECVEAT, Filter
+from changed import NOBODY, NR, PR_SET_DUMPABLE, SYS_EXECVEAT, Filter, prctl
 from child import children, held_program, in_child
 from conftest import (
     HAS_NAMESPACES_OF_PIDFDS,
     SEALS_THE_MODE,
     requires_namespaces_of_pidfds,
-    requires_program,
     requires_root,
 )
 
@@ -977,15 +976,23 @@ def test_the_program_has_only_its_stdio_and_what_it_was_given(start, folder):
 
 # --- ways out: the working directory, the executable -----------------------------------------------------------------
 
+#: Shell: the folders with programs and their libraries, which may be links to others, in the root directory {root} too.
+WITH_PROGRAMS = """
+for name in /usr /bin /sbin /lib /lib64; do
+    if [ -L $name ]; then cp -P $name {root}/
+    elif [ -d $name ]; then mkdir {root}$name && mount --rbind $name {root}$name
+    fi
+done
+"""
 #: A target that has chrooted into a folder of its own, and whose working directory has stayed outside.
 JAILED = """
 import os, signal, subprocess, sys
 jail = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "none", jail], check=True)
-for folder in ("proc", "bin", "inner"):
+for folder in ("proc", "inner"):
     os.mkdir(f"{jail}/{folder}")
 subprocess.run(["mount", "-t", "proc", "none", f"{jail}/proc"], check=True)
-subprocess.run(["cp", "/bin/busybox", f"{jail}/bin/busybox"], check=True)
+subprocess.run(["sh", "-c", sys.argv[2]], check=True)
 os.symlink("/proc/1/cwd", f"{jail}/out")
 os.symlink("/proc/self/fd/50", f"{jail}/given")
 os.symlink("/inner", f"{jail}/link")
@@ -999,27 +1006,22 @@ CHECK_CWD = "        check_cwd(plan);\n"
 
 @pytest.fixture
 def jailed(start, folder) -> Running:
-    command = [sys.executable, "-I", "-c", JAILED, str(folder)]
+    command = [sys.executable, "-I", "-c", JAILED, str(folder), WITH_PROGRAMS.format(root=folder)]
     running = start("user", "mnt", "pid", program=f"exec {shlex.join(command)}")
     assert running.process.stdout.readline() == "end\n"
     return running
 
 
-WHERE = ["/bin/busybox", "ls"]
-
-
-@requires_program("busybox")
 @pytest.mark.parametrize("cwd", ["/out", "/proc/1/cwd", "/proc/1/cwd/.."])
 def test_no_working_directory_is_a_way_out_of_the_root(jailed, cwd):
     with pytest.raises(nsjoin.JoinError, match="not below the target's root") as caught:
-        nsjoin.run_in(jailed.pid, WHERE, cwd=cwd)
+        nsjoin.run_in(jailed.pid, ["ls"], cwd=cwd)
     assert (caught.value.step, caught.value.errno) == ("chdir", errno.EXDEV)
 
 
-@requires_program("busybox")
 def test_without_that_check_the_program_is_outside(jailed, weaken):
     weaken(CHECK_CWD, "        (void)check_cwd;\n")
-    done = nsjoin.run_in(jailed.pid, WHERE, cwd="/out", capture_output=True, text=True, check=True)
+    done = nsjoin.run_in(jailed.pid, ["ls"], cwd="/out", capture_output=True, text=True, check=True)
     assert "hostname" in done.stdout.split()
 
 
@@ -1037,36 +1039,35 @@ DELETED_OUTSIDE = {
 @pytest.fixture(params=DELETED_OUTSIDE)
 def deleted_outside(request, start, folder) -> Running:
     """A target like ``jailed``, whose working directory has been deleted."""
-    jail = f"mkdir -p {folder}/jail/bin {folder}/jail/proc {folder}/a; cp /bin/busybox {folder}/jail/bin/busybox"
+    root = f"{folder}/jail"
+    jail = f"mkdir -p {root}/proc {folder}/a && mount -t tmpfs none {root} && mkdir {root}/proc"
+    jail += WITH_PROGRAMS.format(root=root)
     go = DELETED_OUTSIDE[request.param].replace("{}", str(folder))
     chroot = 'import os, signal, sys; os.chroot(sys.argv[1]); print("end", flush=True); signal.pause()'
     command = [sys.executable, "-I", "-c", chroot, f"{folder}/jail"]
-    mounts = f"mount -t proc none {folder}/jail/proc"
-    running = start("user", "mnt", "pid", program=f"{jail}; {mounts}; {go}; exec {shlex.join(command)}")
+    mounts = f"mount -t proc none {root}/proc"
+    running = start("user", "mnt", "pid", program=f"{jail}\n{mounts}; {go}; exec {shlex.join(command)}")
     assert running.process.stdout.readline() == "end\n"
     return running
 
 
-@requires_program("busybox")
 @pytest.mark.parametrize("cwd", [nsjoin.TARGET, "/proc/1/cwd"])
 def test_nor_is_one_that_has_been_deleted(deleted_outside, cwd):
     with pytest.raises(nsjoin.JoinError, match="been deleted.*name another one with cwd=") as caught:
-        nsjoin.run_in(deleted_outside.pid, WHERE, cwd=cwd)
+        nsjoin.run_in(deleted_outside.pid, ["ls"], cwd=cwd)
     assert caught.value.step == "chdir"
 
 
-@requires_program("busybox")
 @pytest.mark.parametrize("deleted_outside", ["beside the root"], indirect=True)
 def test_without_a_look_at_where_it_was_the_program_is_outside(deleted_outside, weaken):
     weaken("    if (path[0] != '/') /*", "    if (deleted < 0 && path[0] != '/') /*")
-    done = nsjoin.run_in(deleted_outside.pid, [*WHERE, ".."], cwd=nsjoin.TARGET, capture_output=True, text=True)
+    done = nsjoin.run_in(deleted_outside.pid, ["ls", ".."], cwd=nsjoin.TARGET, capture_output=True, text=True)
     assert "jail" in done.stdout.split()
 
 
-@requires_program("busybox")
 @pytest.mark.parametrize("cwd", [None, "/", "/inner", "/link", "/proc/1/root", "inner/.."])
 def test_a_working_directory_inside_is_taken(jailed, cwd):
-    assert nsjoin.run_in(jailed.pid, WHERE, cwd=cwd, capture_output=True).returncode == 0
+    assert nsjoin.run_in(jailed.pid, ["ls"], cwd=cwd, capture_output=True).returncode == 0
 
 
 @pytest.fixture
@@ -1107,9 +1108,9 @@ SCRIPT = "/:"
 def self_script(start) -> Iterator[Any]:
     """A target whose program /: is a script for /proc/self/exe, and that program, waiting."""
     setup = "mount -t tmpfs none /mnt && printf '#!/proc/self/exe\\n' >/mnt/: && chmod +x /mnt/:"
-    root = "mkdir /mnt/proc /mnt/bin && mount -t proc none /mnt/proc && cp /bin/busybox /mnt/bin/"
-    wait = "echo end; exec /bin/busybox sleep 1d"
-    running = start("user", "mnt", "pid", program=f"{setup} && {root} && exec chroot /mnt /bin/busybox sh -c '{wait}'")
+    root = "mkdir /mnt/proc && mount -t proc none /mnt/proc" + WITH_PROGRAMS.format(root="/mnt")
+    wait = "echo end; exec sleep 1d"
+    running = start("user", "mnt", "pid", program=f"{setup} && {root} exec chroot /mnt sh -c '{wait}'")
     assert running.process.stdout.readline() == "end\n"
     with nsjoin.spawn_in(running.pid, [SCRIPT], stdin=subprocess.PIPE) as process:
         yield process, running
@@ -1131,7 +1132,6 @@ def overwrite(fd: int) -> None:
 
 
 @requires_root
-@requires_program("busybox")
 def test_a_script_for_proc_self_exe_reaches_only_the_sealed_joiner(self_script):
     process, running = self_script
     image = os.readlink(f"/proc/{process.pid}/exe")
@@ -1148,11 +1148,10 @@ def test_a_script_for_proc_self_exe_reaches_only_the_sealed_joiner(self_script):
         assert os.pread(fd, 1 << 20, 0) == _launch._image_bytes()
     finally:
         os.close(fd)
-    assert nsjoin.run_in(running.pid, ["/bin/busybox", "true"]).returncode == 0
+    assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
 
 
 @requires_root
-@requires_program("busybox")
 def test_without_the_seals_the_joiner_of_the_next_launch_is_the_targets(monkeypatch, unsealed, self_script):
     process, _ = self_script
     fd = executable_of(process)
@@ -1181,7 +1180,6 @@ def by_file(monkeypatch) -> None:
 
 
 @requires_root
-@requires_program("busybox")
 def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_script):
     process, running = self_script
     fd = executable_of(process)
@@ -1191,7 +1189,22 @@ def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_
         assert os.fstat(fd).st_nlink == 0
     finally:
         os.close(fd)
-    assert nsjoin.run_in(running.pid, ["/bin/busybox", "true"]).returncode == 0
+    assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
+
+
+@requires_root
+def test_where_the_seals_do_not_cover_the_mode_a_target_that_takes_the_x_bits_leads_to_files(monkeypatch, self_script):
+    """Before Linux 6.3."""
+    _, running = self_script
+    monkeypatch.setattr(_launch, "_image", _launch._Image())
+    monkeypatch.setattr(_launch, "_seal", lambda fd: fcntl.fcntl(fd, _launch._F_ADD_SEALS, _launch._ALL_SEALS))
+    image, _ = _launch._image.open()
+    try:
+        os.chmod(f"/proc/self/fd/{image}", 0)
+        assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
+        assert not _launch._image._memfd_runs
+    finally:
+        _launch._image.memfd_does_not_run()  # closes it
 
 
 CLOSE_PROC = "        SYS1(close, plan->proc);\n"
@@ -1436,8 +1449,9 @@ def test_a_program_is_started_and_a_function_called_where_proc_lies(lying):
 
 
 IN_THE_NAME_OF_ANOTHER = r"""
-mount -t tmpfs none /mnt && mkdir /mnt/bin && cp /bin/busybox /mnt/bin
-printf '#!/bin/busybox sh\necho the liar is\n' >/mnt/bin/whoami && chmod 755 /mnt/bin/whoami
+mount --rbind / /mnt && mount -t tmpfs none /mnt/mnt
+printf '#!/bin/sh\necho the liar is\n' >/mnt/mnt/whoami && chmod 755 /mnt/mnt/whoami
+mount --bind /mnt/mnt/whoami /mnt$(command -v whoami)
 mount -t tmpfs none /proc && ln -s {caller} /proc/self && mkdir /proc/{other} && ln -s /mnt /proc/{other}/root
 echo ready; exec sleep infinity
 """
@@ -1576,6 +1590,104 @@ def test_only_in_a_session_of_its_own_a_program_cannot_type_into_our_terminal(st
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end of a terminal is a hangup for its session
 
     assert in_child(lambda: type_inside(target.pid, start_new_session), prepare) == typed
+
+
+def with_a_key_and_a_filter(pid: int, keyctl: int, add_key: int) -> str:
+    one = Filter()
+    one.load(NR)
+    one.refuse_if(keyctl, errno.EPERM)
+    libc = ctypes.CDLL(None)
+    assert libc.syscall(keyctl, 1, None) > 0, "no new session keyring"
+    assert libc.syscall(add_key, b"user", b"nsjoin-test", b"secret", 6, -3) > 0
+    one.install()
+    program = [sys.executable, "-I", "-c", READ_KEY.format(keyctl=keyctl)]
+    return nsjoin.run_in(pid, program, capture_output=True, text=True, check=True, like_target=True).stdout.strip()
+
+
+def test_where_a_filter_forbids_a_new_keyring_it_forbids_the_program_to_read_the_old_one(start):
+    calls = KEY_CALLS.get(os.uname().machine)
+    if calls is None:
+        pytest.skip("the numbers of these system calls are not known for this machine")
+    target = start("user", "mnt", "pid")
+    assert in_child(lambda: with_a_key_and_a_filter(target.pid, *calls)) == ""
+
+
+# --- what spawn_in does not do ----------------------------------------------------------------------------------------
+
+
+@requires_root
+@pytest.mark.parametrize("like_target", [False, True])
+def test_by_default_a_program_has_the_callers_privileges_and_environment(start, monkeypatch, like_target):
+    monkeypatch.setenv("NSJOIN_TEST_SECRET", "secret")
+    bounded = "exec env -u NSJOIN_TEST_SECRET setpriv --no-new-privs --bounding-set=-all,+chown"
+    target = start("mnt", "pid", program=f"{bounded} sh -c 'echo end; exec sleep infinity'")
+    assert target.process.stdout.readline() == "end\n"
+    told = ["sh", "-c", "echo $NSJOIN_TEST_SECRET; exec cat /proc/self/status"]
+    done = nsjoin.run_in(target.pid, told, like_target=like_target, capture_output=True, text=True, check=True)
+    secret, _, status = done.stdout.partition("\n")
+    lines = dict(line.split(":\t", 1) for line in status.splitlines())
+    whose = target.pid if like_target else os.getpid()
+    assert secret == ("" if like_target else "secret")
+    assert [lines["CapEff"], lines["NoNewPrivs"]] == status_of(whose, "CapEff", "NoNewPrivs")
+    assert status_of(target.pid, "CapEff") != status_of(os.getpid(), "CapEff")
+
+
+HANDED_IN = "echo changed >/proc/self/fd/{file} && cat /proc/self/fd/{folder}/../beside"
+
+
+@requires_root
+def test_a_file_that_is_handed_in_can_be_opened_anew_and_a_folder_leads_to_what_is_beside_it(start, folder):
+    (folder / "file").write_text("ours")
+    (folder / "beside").write_text("beside")
+    (folder / "inner").mkdir()
+    target = start("mnt", "pid", program=f"mount -t tmpfs none {folder}; echo end; exec sleep infinity")
+    assert target.process.stdout.readline() == "end\n"
+    fds = [os.open(folder / name, os.O_RDONLY) for name in ("file", "inner")]
+    try:
+        program = ["sh", "-c", HANDED_IN.format(file=fds[0], folder=fds[1])]
+        done = nsjoin.run_in(target.pid, program, pass_fds=fds, capture_output=True, text=True, check=True)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert done.stdout == "beside"
+    assert (folder / "file").read_text() == "changed\n"
+
+
+@requires_root
+def test_a_link_may_lead_to_a_program_of_ours_where_the_target_sees_us_and_like_target_only_where_it_may(start, folder):
+    ours = program_in(folder)
+    link = f"ln -s /proc/{os.getpid()}/root{ours} {folder}/link"
+    bounded = "exec setpriv --bounding-set=-all,+chown sh -c 'echo end; exec sleep infinity'"
+    target = start("mnt", program=f"mount -t tmpfs none {folder} && {link}; {bounded}")
+    assert target.process.stdout.readline() == "end\n"
+    with pytest.raises(FileNotFoundError):
+        nsjoin.run_in(target.pid, [ours])
+    assert nsjoin.run_in(target.pid, [f"{folder}/link"]).returncode == 0
+    with pytest.raises(PermissionError):
+        nsjoin.run_in(target.pid, [f"{folder}/link"], like_target=True)
+
+
+def become_ordinary_user_with_a_group() -> None:
+    os.setgroups([NOBODY - 1])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    prctl(PR_SET_DUMPABLE, 1)
+
+
+@requires_root
+def test_an_ordinary_user_keeps_his_groups_where_the_kernel_drops_none():
+    """unshare(1) of an ordinary user writes "deny" to /proc/PID/setgroups, before it may map his group."""
+
+    def groups_inside() -> str:
+        command = ["unshare", "--map-root-user", "--mount", "sh", "-c", "echo end; read end"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as target:
+            assert target.stdout is not None
+            assert target.stdout.readline() == "end\n"
+            done = nsjoin.run_in(target.pid, ["cat", "/proc/self/status"], stdout=subprocess.PIPE, text=True)
+            target.communicate("end\n")
+        return dict(line.split(":\t", 1) for line in done.stdout.splitlines())["Groups"].strip()
+
+    assert in_child(groups_inside, become_ordinary_user_with_a_group) == str(NOBODY)  # as what is not mapped is shown
 
 
 # --- what call_in does not promise ------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ ROWS = {
     "user": Row("-t {user} -U", ALL_IDS, says="0"),
     "time": Row("-t {time} -T", NAMESPACES),
     # several
-    "pid and mnt": Row("-t {pid} -p -m", "ls /proc | grep -c ^1$; ps -o comm= 1"),
+    "pid and mnt": Row("-t {pid} -p -m", "ls /proc | grep -c ^1$; cat /proc/1/comm"),
     "letters in one word": Row("-aF -t {pid}", "readlink /proc/self/ns/pid_for_children || echo no /proc"),
     "letters that are a file": Row("-mu -t {pid} true", status=1),
     "the target's number in the same word": Row("-t{pid} -u -n", NAMESPACES),

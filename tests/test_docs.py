@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from conftest import IS_ROOT, Running
+from conftest import IS_ROOT, Running, requires_program
 
 import nsjoin
 
@@ -115,6 +115,7 @@ def test_the_snippets_of_a_page_run_and_print_what_it_says(page: Path, target: R
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="one of them enters, which only root may")
+@requires_program("ps")
 def test_the_snippets_of_readme_run(target: Running) -> None:
     python = [block for block in blocks(HERE / "README.md") if block.kind == "python"]
     for words in README_SHOWN:

@@ -528,7 +528,7 @@ def stop_from_inside(target: int, program: Held, before: set[int]) -> None:
     program.wait()
     numbers = {pid: numbers_of(pid) for pid in children() - before}
     inner = max(numbers, key=lambda pid: len(numbers[pid]))
-    nsjoin.run_in(target, ["kill", "-STOP", numbers[inner][-1]], check=True)
+    nsjoin.run_in(target, ["sh", "-c", f"kill -STOP {numbers[inner][-1]}"], check=True)
     os.waitpid(inner, os.WUNTRACED)
     program.release()
 

@@ -1079,3 +1079,19 @@ def test_the_names_of_arguments_by_position_are_those_of_subprocess():
     assert tuple(one.name for one in taken if one.kind == one.POSITIONAL_OR_KEYWORD) == ("args", *_spawn._BY_POSITION)
     defaults = {one.name: one.default for one in taken}
     assert {name: defaults.get(name) for name in _spawn._HANDED_ON} == _spawn._HANDED_ON
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error"),
+    [
+        ({"user": -1}, ValueError),
+        ({"group": -5}, ValueError),
+        ({"extra_groups": [0, -1]}, ValueError),
+        ({"user": 1.5}, TypeError),
+        ({"group": ()}, TypeError),
+        ({"extra_groups": [b"root"]}, TypeError),
+    ],
+)
+def test_what_is_no_id_is_the_error_of_subprocess_and_leaves_no_pipe(target, keywords, error):
+    with pytest.raises(error):
+        nsjoin.spawn_in(target.pid, ["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **keywords)
