@@ -540,9 +540,23 @@ def status_of(pid: int, *labels: str) -> list[str]:
 WHO = ("Uid", "CapPrm", "CapEff")
 
 
+def parsed(lines: list[str]) -> list[tuple[int, ...]]:
+    uids, *capabilities = lines
+    return [tuple(map(int, uids.split()[:3])), tuple(int(text, 16) for text in capabilities)]
+
+
 @requires_root
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_moment(start, folder, moment):
+def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_moment(start, folder, moment, monkeypatch):
+    taken = []
+    read = _like.read
+
+    def note(*arguments: Any) -> Any:
+        attributes, theirs = read(*arguments)
+        taken.append((theirs.uids, attributes.capabilities[1:3]))
+        return attributes, theirs
+
+    monkeypatch.setattr(_like, "read", note)
     program, fifo = folder / "setuid", folder / "fifo"
     program.write_bytes(Path("/bin/sleep").read_bytes())
     program.chmod(0o4755)
@@ -568,6 +582,8 @@ def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_momen
     after = status_of(target.pid, *WHO)
     assert before != after
     assert [lines[label].strip() for label in WHO] in (before, after)
+    for ids, capabilities in taken:
+        assert [ids, capabilities] in [parsed(before), parsed(after)]
 
 
 @requires_root
