@@ -221,6 +221,7 @@ def test_with_a_plain_open_and_fstat_it_would(start, folder, how, monkeypatch):
 INTERPRETER = r"""
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -230,7 +231,10 @@ int main(int argc, char **argv)
     char path[64];
     unsigned long given = getauxval(2); /* AT_EXECFD */
     snprintf(path, sizeof path, "/proc/self/fd/%lu", given);
-    int fd = given && !strcmp(argv[1], "/proc/self/exe") ? open(path, O_RDWR) : -1;
+    int fd = -1;
+    if (given && !strcmp(argv[1], "/proc/self/exe"))
+        while ((fd = open(path, O_RDWR)) < 0 && errno == ETXTBSY)
+            sched_yield(); /* until the joiner, which has borne us, has ended */
     printf("%s given=%d written=%d", argv[1], given > 0, fd >= 0 && pwrite(fd, "hostile", 7, 0) == 7);
     return 0;
 }
@@ -540,9 +544,23 @@ def status_of(pid: int, *labels: str) -> list[str]:
 WHO = ("Uid", "CapPrm", "CapEff")
 
 
+def parsed(lines: list[str]) -> list[tuple[int, ...]]:
+    uids, *capabilities = lines
+    return [tuple(map(int, uids.split()[:3])), tuple(int(text, 16) for text in capabilities)]
+
+
 @requires_root
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_moment(start, folder, moment):
+def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_moment(start, folder, moment, monkeypatch):
+    taken = []
+    read = _like.read
+
+    def note(*arguments: Any) -> Any:
+        attributes, theirs = read(*arguments)
+        taken.append((theirs.uids, attributes.capabilities[1:3]))
+        return attributes, theirs
+
+    monkeypatch.setattr(_like, "read", note)
     program, fifo = folder / "setuid", folder / "fifo"
     program.write_bytes(Path("/bin/sleep").read_bytes())
     program.chmod(0o4755)
@@ -568,6 +586,8 @@ def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_momen
     after = status_of(target.pid, *WHO)
     assert before != after
     assert [lines[label].strip() for label in WHO] in (before, after)
+    for ids, capabilities in taken:
+        assert [ids, capabilities] in [parsed(before), parsed(after)]
 
 
 @requires_root
