@@ -71,7 +71,7 @@ def _joined(target: OpenTarget, wanted: tuple[NsType, ...] | None, stack: ExitSt
 def _of_children(stack: ExitStack) -> Namespace | None:
     """Where else a child of this thread is born, as in ``enter(pid, "pid")``; None: where we are, or nobody is."""
     try:
-        namespace = stack.enter_context(Namespace(own_namespace(_PID, for_children=True), _PID))
+        namespace = stack.enter_context(Namespace._owning(own_namespace(_PID, for_children=True), _PID))
     except NamespaceNotFoundError:  # before Linux 6.11, where nothing has been born there yet
         return None
     return None if namespace.id.ino == own_inodes((_PID,))[0] else namespace
