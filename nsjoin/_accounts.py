@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import _guard, _procfs, _shim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from ._process import Process
 
@@ -39,28 +39,34 @@ def numbers(process: Process, keywords: Mapping[str, Any], *, joins_user: bool) 
 def check_own_names(keywords: Mapping[str, Any]) -> None:
     """KeyError for a name that is not ours, and as subprocess TypeError and ValueError for what is no id: it finds out
     only when it has made pipes, and before Python 3.11.4 it leaves those open."""
-    import grp
-    import pwd
-
     user, group, others = (keywords.get(name) for name in ("user", "group", "extra_groups"))
-    if any(isinstance(name, str) for name in (user, group, *(others or ()))):
-        _guard.must_be_home("getpwnam", "/etc/passwd and /etc/group are its owner's (a number will do)")
     if user is not None:
-        _check_own("User", user, pwd.getpwnam)
+        _check_own("User", user)
     if group is not None:
-        _check_own("Group", group, grp.getgrnam)
+        _check_own("Group", group)
     if not isinstance(others, str):  # an error, which subprocess raises
         for name in others or ():
-            _check_own("Group", name, grp.getgrnam)
+            _check_own("Group", name)
 
 
-def _check_own(what: str, value: Any, look_up: Callable[[str], object]) -> None:
+def _check_own(what: str, value: Any) -> None:
     if isinstance(value, str):
-        look_up(value)
+        _guard.must_be_home("getpwnam", "/etc/passwd and /etc/group are its owner's (a number will do)")
+        _look_up_own(what, value)
     elif not isinstance(value, int):
         raise TypeError(f"{what} must be a string or an integer, not {type(value)}")
     elif value < 0:
         raise ValueError(f"{what} ID cannot be negative, got {value}")
+
+
+def _look_up_own(what: str, name: str) -> None:
+    import grp
+    import pwd
+
+    if what == "User":
+        pwd.getpwnam(name)
+    else:
+        grp.getgrnam(name)
 
 
 def _number(process: Process, what: str, name: Any, joins_user: bool) -> Any:

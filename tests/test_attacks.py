@@ -261,7 +261,7 @@ def test_nobody_inside_can_look_into_it_as_soon_as_it_is_born(start, meeting, ns
     hostile = Hostile(start, nstypes, "call", str(meeting), bounded=bounded)
     in_fork_hooks.append(lambda: let_it_try(meeting))
     try:
-        nsjoin.call_in(hostile.pid, os.getpid, timeout=60)
+        nsjoin.call_in(hostile.pid, os.getpid, trust_target=True, timeout=60)
     finally:
         in_fork_hooks.clear()
     assert_all_refused(hostile.outcomes())
@@ -448,7 +448,7 @@ def test_nor_of_a_child_that_is_stopped_before_its_first_instruction(start):
     poll = select.poll()
     poll.register(hostile.process.stdout, select.POLLIN)
     while not poll.poll(0):
-        nsjoin.call_in(hostile.pid, os.getpid, timeout=60)
+        nsjoin.call_in(hostile.pid, os.getpid, trust_target=True, timeout=60)
     assert json.loads(hostile.process.stdout.readline()) == []
 
 
@@ -562,7 +562,9 @@ def create_inside(target: int) -> None:
 
 
 def never_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what nsjoin asks itself nor the audit hook knows that a thread is away."""
     monkeypatch.setattr(_guard, "is_away", lambda: False)
+    monkeypatch.setattr(_guard, "is_guarded", lambda: False)
 
 
 @requires_root
@@ -668,6 +670,7 @@ def refusal(target: Any, **keywords: Any) -> str:
     return str(caught.value.reason)
 
 
+@requires_root
 @pytest.mark.parametrize("capability", ["sys_ptrace", "sys_admin", "perfmon"])
 def test_a_call_does_not_go_where_root_has_power_over_it(start, meeting, capability):
     hostile = powerful(start, meeting, capability)
@@ -681,6 +684,7 @@ def test_a_call_does_not_go_where_root_has_power_over_it(start, meeting, capabil
     assert nsjoin.call_in(hostile.pid, os.getppid, trust_target=True) == 0
 
 
+@requires_root
 def test_if_it_went_there_a_pickle_of_theirs_would_run_in_the_caller(start, meeting):
     hostile = powerful(start, meeting, "sys_ptrace")
     result = nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60, trust_target=True)
@@ -688,6 +692,7 @@ def test_if_it_went_there_a_pickle_of_theirs_would_run_in_the_caller(start, meet
     assert result == os.getpid()  # the function returns None
 
 
+@requires_root
 def test_where_data_is_asked_for_their_pickle_is_refused(start, meeting):
     hostile = powerful(start, meeting, "sys_ptrace")
     with pytest.raises(nsjoin.CallResultError, match='result="data" refuses'):
@@ -705,6 +710,7 @@ signal.pause()
 """
 
 
+@requires_root
 def test_nor_where_a_process_has_left_such_a_capability_only_in_its_other_sets(start):
     target = start(*NO_USER, program=f"exec {shlex.join([sys.executable, '-I', '-c', WITHOUT_A_BOUNDING_SET])}")
     assert target.process.stdout.readline() == "end\n"
@@ -712,6 +718,7 @@ def test_nor_where_a_process_has_left_such_a_capability_only_in_its_other_sets(s
     assert "cap_sys_ptrace" in refusal(target.pid)
 
 
+@requires_root
 def test_nor_where_nobody_can_tell_who_has_power_over_it(start, monkeypatch):
     target = start(*NO_USER, "net", program=f"exec {shlex.join(['setpriv', '--bounding-set=-all', 'sleep', '1000'])}")
     paths = [f"/proc/{target.pid}/ns/{name}" for name in ("pid", "net")]
@@ -730,6 +737,7 @@ def test_nor_where_nobody_can_tell_who_has_power_over_it(start, monkeypatch):
     assert "cannot be read" in refusal(target.pid)
 
 
+@requires_root
 def test_a_call_goes_where_nobody_has_power_over_it(start):
     bounded = ["setpriv", f"--bounding-set=-all,{CONTAINERS}", "sleep", "1000"]
     for nstypes in (NO_USER, ("pid", "user"), ("mnt",), ("mnt", "user")):
@@ -753,6 +761,7 @@ FAILING = """def fail():
 """
 
 
+@pytest.fixture
 def failing(folder) -> Any:
     """A module of ours, whose file has not been read for a traceback yet."""
     (folder / "failing.py").write_text(FAILING)
@@ -763,6 +772,7 @@ def failing(folder) -> Any:
     linecache.cache.pop(module.__file__, None)
 
 
+@pytest.fixture
 def replaced(start, failing) -> Callable[[str], Running]:
     """``replaced(FIFO)`` is a target where something else is in the place of that file."""
 
@@ -789,6 +799,7 @@ def test_of_an_exception_inside_the_source_lines_are_ours(replaced, failing, pro
     assert "their line" not in text
 
 
+@pytest.fixture
 def formatted_inside(monkeypatch) -> None:
     def describe(exception: BaseException) -> list[Any]:
         text = "".join(traceback.format_exception(type(exception), exception, exception.__traceback__))

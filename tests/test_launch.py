@@ -397,7 +397,7 @@ def test_no_handler_of_the_callers_runs_for_it_and_one_that_was_pending_before_s
 def test_a_result_of_a_call_that_does_not_fit_in_the_limit_is_named(near):
     def call_it() -> str:
         with pytest.raises(nsjoin.CallResultError) as caught:
-            nsjoin.call_in(near.pid, bytes, 10_000_000)
+            nsjoin.call_in(near.pid, bytes, 10_000_000, trust_target=True)
         return str(caught.value)
 
     assert "RLIMIT_FSIZE is 4096" in in_child(call_it, lambda: limit_files(4096))
@@ -407,7 +407,7 @@ def test_a_result_of_a_call_that_does_not_fit_in_the_limit_is_named(near):
 def test_what_is_no_file_is_written_whatever_the_limit(near):
     def make_them() -> None:
         with nsjoin.create("user", uid_map=[(0, 0, 5)]), nsjoin.create("time", monotonic=5):
-            assert nsjoin.call_in(near.pid, str, 1) == "1"
+            assert nsjoin.call_in(near.pid, str, 1, trust_target=True) == "1"
 
     in_child(make_them, lambda: limit_files(0))
 
@@ -604,7 +604,7 @@ def test_the_child_of_a_fork_has_no_descriptor_of_a_launch_a_call_or_a_holder(ne
         go.read_bytes()
 
     before = private("self")
-    calling = threading.Thread(target=lambda: nsjoin.call_in(near.pid, wait_inside))
+    calling = threading.Thread(target=lambda: nsjoin.call_in(near.pid, wait_inside, trust_target=True))
     with nsjoin.create("pid"), held_program(tmp_path / "held") as program:  # first: it blocks SIGIO, in all threads
         calling.start()
         entered.read_bytes()
@@ -633,7 +633,7 @@ def test_sixty_four_threads_launch_and_create_while_others_fork(near, fork):
                 assert nsjoin.run_in(near.pid, ["true"], timeout=120).returncode == 0
                 nsjoin.create("uts").close()
                 if number % 8 == 0:
-                    assert nsjoin.call_in(near.pid, str, number, timeout=120) == str(number)
+                    assert nsjoin.call_in(near.pid, str, number, timeout=120, trust_target=True) == str(number)
         except BaseException as error:
             failed.append(error)
 

@@ -82,7 +82,7 @@ WAYS = {
     "a program with a score": lambda pid, static: nsjoin.run_in(
         pid, [static], oom_score_adj=500, check=True, timeout=60
     ),
-    "a function": lambda pid, _: nsjoin.call_in(pid, os.getpid, timeout=60),
+    "a function": lambda pid, _: nsjoin.call_in(pid, os.getpid, trust_target=True, timeout=60),
     "a pid": lambda pid, _: nsjoin.translate_pid(1, from_=pid),
 }
 
@@ -320,7 +320,7 @@ try:
     nsjoin.run_in(int(child), ["true"])
 except nsjoin.JoinError as error:
     print(error)
-print(nsjoin.call_in(int(child), os.uname)[1])
+print(nsjoin.call_in(int(child), os.uname, trust_target=True)[1])
 target.communicate(b"")
 """
 
@@ -356,7 +356,8 @@ target.stdout.readline()
 if sys.argv[2:]:
     tempfile.tempdir = sys.argv[2]
 try:
-    print(nsjoin.run_in(child, ["true"]).returncode, nsjoin.call_in(child, lambda: "called"), end=" ")
+    called = nsjoin.call_in(child, lambda: "called", trust_target=True)
+    print(nsjoin.run_in(child, ["true"]).returncode, called, end=" ")
     with nsjoin.create("net") as made:
         print(made.nstype, _launch._image._memfd_runs)
 except nsjoin.JoinError as error:
@@ -438,7 +439,7 @@ def killed_for(*numbers: int) -> None:
 
 VERBS: dict[str, Callable[[int], object]] = {
     "run_in": lambda pid: nsjoin.run_in(pid, ["true"]),
-    "call_in": lambda pid: nsjoin.call_in(pid, os.getpid),
+    "call_in": lambda pid: nsjoin.call_in(pid, os.getpid, trust_target=True),
     "enter": lambda pid: nsjoin.enter(pid, "net").__enter__(),
     "create": lambda pid: nsjoin.create("net"),
 }
@@ -502,7 +503,7 @@ def test_without_overcommit_a_program_of_a_big_caller_costs_no_memory_and_a_fork
         with nsjoin.create("net") as made:
             assert made.nstype == "net"
         with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
-            nsjoin.call_in(target.pid, os.getpid)
+            nsjoin.call_in(target.pid, os.getpid, trust_target=True)
     finally:
         libc.munmap(ctypes.c_void_p(place), ctypes.c_size_t(size))
 

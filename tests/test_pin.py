@@ -222,7 +222,7 @@ def test_another_type_of_namespace_is_no_network_namespace():
 
 def pin_in_namespaces_of_his_own() -> None:
     with nsjoin.create("user") as user, nsjoin.create("mnt", user=user) as mnt, nsjoin.create("net", user=user) as net:
-        assert nsjoin.call_in([user, mnt], pin_in_an_empty_run, net.fileno()) == ["blue"]
+        assert nsjoin.call_in([user, mnt], pin_in_an_empty_run, net.fileno(), allow_imports=True) == ["blue"]
         with pytest.raises(PermissionError):
             net.pin("/run/netns/blue")
 

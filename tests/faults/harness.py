@@ -93,8 +93,9 @@ NEVER = frozenset(
     """
     arch_prctl brk clock_gettime close epoll_create1 epoll_ctl epoll_wait exit exit_group faccessat faccessat2
     fstat futex getcwd getegid geteuid getgid getgroups getpid getppid getrandom getresgid getresuid getsockname
-    getsockopt gettid getuid kill madvise mmap mprotect mremap munmap restart_syscall rseq rt_sigprocmask
-    rt_sigreturn rt_sigtimedwait sched_getaffinity sched_yield set_robust_list set_tid_address setsockopt sysinfo
+    getsockopt gettid getuid kill madvise mmap mprotect mremap munmap restart_syscall rseq rt_sigpending
+    rt_sigprocmask rt_sigreturn rt_sigtimedwait sched_getaffinity sched_yield set_robust_list set_tid_address
+    setsockopt sysinfo
     umask uname
     """.split()  # noqa: SIM905 - it would be fifty lines
 )
