@@ -158,16 +158,21 @@ class enter(ContextDecorator):  # noqa: N801 - read as a verb: with enter(...)
             member.words() if isinstance(member, Namespace) else os.fsdecode(member) for member in self._named
         )
 
-    def settle(self, root: int = -1) -> None:
-        """Join for good: this thread is not brought back. For given namespaces; ``root`` becomes the root with mnt."""
+    def settle(self, root: int = -1) -> Any:
+        """Join for good: this thread is not brought back. For given namespaces; ``root`` becomes the root with mnt.
+
+        What is returned belongs to the thread, and must be held until it ends.
+        """
         stay = ffi.new(_STAY)
+        guard = None
         try:
             self._join_namespaces(stay, self._given, root)
             if stay.cwd >= 0:
-                self._stand_guard(stay)
+                guard = self._stand_guard(stay)
             stay.joined = 0  # nothing to go back to: only close what was saved
         finally:
             _stays.leave(stay)
+        return guard
 
     def _stand_guard(self, stay: CData) -> Any:
         left = os.fstat(stay.saved[stay.n - 1]).st_ino  # mnt is the last of the table

@@ -241,17 +241,30 @@ def _own_mount() -> tuple[int, int]:
         os.close(fd)
 
 
+class _Pin:
+    """A pin of the time zone. It goes with what holds it: a stay, or a thread that lives inside until it ends."""
+
+    def __init__(self) -> None:
+        self._unpin = [_warm.time_zone.unpin]
+        _warm.time_zone.pin()
+
+    def release(self) -> None:
+        while self._unpin:
+            self._unpin.pop()()
+
+    __del__ = release
+
+
 def enter_thread(*, allow_imports: bool, left: int = 0) -> Any:
     """This thread has left the mount namespace ``left`` (0: unknown). Returns what ``leave_thread`` needs."""
     before = getattr(_thread, "allowed", None)
     inode, identity = _own_mount()
     if inode and inode == left:  # it was there already, at home or not
-        return before, False
+        return before, None
     _thread.allowed = allow_imports
     if inode and not allow_imports:  # 0: nobody tells, and every thread would be taken for one inside
         _foreign.add(identity)
-    _warm.time_zone.pin()
-    return before, True
+    return before, _Pin()
 
 
 def enter_process(*, allow_imports: bool) -> None:
@@ -264,9 +277,9 @@ def enter_process(*, allow_imports: bool) -> None:
 
 def leave_thread(before: Any) -> None:
     """This thread is back, or one level further out."""
-    _thread.allowed, is_pinned = before
-    if is_pinned:
-        _warm.time_zone.unpin()
+    _thread.allowed, pin = before
+    if pin is not None:
+        pin.release()
 
 
 def prepare() -> None:

@@ -98,14 +98,13 @@ class NamespaceExecutor(ThreadPoolExecutor):
         return super().submit(self._run, _stays.this_thread(), fn, args, kwargs)
 
     def _run(self, caller: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not getattr(self._worker, "is_inside", False):
+        if not hasattr(self._worker, "guard"):
             try:
                 self._check_worker(caller)
-                self._enter.settle(self._root)
+                self._worker.guard = self._enter.settle(self._root)
             except BaseException as failure:
                 self._failure = failure
                 raise
-            self._worker.is_inside = True
         return fn(*args, **kwargs)
 
     def _check_worker(self, caller: int) -> None:

@@ -551,3 +551,17 @@ def test_setlocale_inside_reads_the_targets_locales(container: Container) -> Non
     print(in_enter(lambda: locale.setlocale(locale.LC_ALL, "xx_XX")))
     """
     assert container.visit(body) == (0, "not there\nxx_XX\n")
+
+
+def test_workers_that_have_ended_inside_leave_no_time_zone_pinned(container: Container) -> None:
+    container.start("true")
+    body = """
+    import ctypes, gc
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    with nsjoin.Namespace(pid, "mnt") as mnt, nsjoin.NamespaceExecutor(mnt) as pool:
+        print(pool.submit(getenv, b"TZ").result())
+    gc.collect()  # PyPy's ends what a thread has held
+    print(getenv(b"TZ"))
+    """
+    assert container.visit(body) == (0, "b':/etc/localtime'\nNone\n")
