@@ -21,7 +21,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "tests", "conformance", "docs", "wheel", "musl"]
 
 HERE = Path(__file__).resolve().parent
-C_OF_THE_SDIST = {f"nsjoin/{name}" for name in ("_setns.c", "_setns.h", "_joiner.c", "_build_setns.py")}
+C_OF_THE_SDIST = {f"nsjoin/{name}" for name in ("_c/shim.c", "_c/shared.h", "_c/joiner.c", "_build_setns.py")}
 REST_OF_THE_SDIST = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "nsjoin/py.typed"}
 DEBIAN_KERNEL = "linux-image-6.1.0-56-amd64"
 SANITIZED_TESTS = [f"tests/test_{name}.py" for name in ("launch", "enter", "call", "create", "fuzz")]
@@ -200,4 +200,4 @@ for hosted in (False, True):
 """
     session.run("python", "-c", image, env={"PYTHONPATH": str(HERE / "nsjoin")})
     flags = ("-std=gnu11", "-O2", "-D_GNU_SOURCE", "-fPIC", *WARNINGS, f"-I{folder}")
-    session.run("musl-gcc", *flags, "-c", "nsjoin/_setns.c", "-o", f"{folder}/_setns.o", external=True)
+    session.run("musl-gcc", *flags, "-c", "nsjoin/_c/shim.c", "-o", f"{folder}/_setns.o", external=True)

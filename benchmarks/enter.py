@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from _bench import Goal, Report, arguments, become_root, running_target, take_turns
 
 import nsjoin
-from nsjoin import _shim
-from nsjoin._nstype import BY_NAME
+from nsjoin._kernel import calls
+from nsjoin._kernel.nstypes import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def bare(namespaces: list[nsjoin.Namespace], own: list[nsjoin.Namespace]) -> Cas
     """There and back by setns(2) alone, with everything open."""
     there = [(namespace.fileno(), BY_NAME[namespace.nstype].flag) for namespace in namespaces]
     steps = there + [(namespace.fileno(), BY_NAME[namespace.nstype].flag) for namespace in reversed(own)]
-    setns = _shim.setns
+    setns = calls.setns
     if len(steps) == 2:
         (fd, flag), (own_fd, _) = steps
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from _bench import Goal, Report, arguments, become_root, python, running_target, take_turns, undisturbed
 
 import nsjoin
-from nsjoin import _shim
-from nsjoin._nstype import mask, select
+from nsjoin._kernel import calls
+from nsjoin._kernel.nstypes import mask, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ def by_nsenter(program: str, pid: int) -> Case:
 
 def by_fork(program: str, pidfd: int, nstypes: int) -> Case:
     """What one would write with the standard library alone: fork, setns, fork again, exec; the first one relays."""
-    setns: Callable[[int, int], None] = getattr(os, "setns", _shim.setns)
+    setns: Callable[[int, int], None] = getattr(os, "setns", calls.setns)
 
     def outer() -> int:
         setns(pidfd, nstypes)

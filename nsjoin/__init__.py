@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import exceptions
-from ._call import call_in
-from ._create import PidNamespace, create
-from ._enter import enter
-from ._namespace import Namespace, NamespaceId, unpin
-from ._run import run_in
-from ._spawn import Popen, spawn_in
-from ._target import TARGET, Target, translate_pid
-from ._unshare import unshare
+from ._target.namespace import Namespace, NamespaceId, unpin
+from ._target.target import TARGET, Target, translate_pid
+from ._verbs.call import call_in
+from ._verbs.create import PidNamespace, create, unshare
+from ._verbs.enter import enter
+from ._verbs.run import run_in
+from ._verbs.spawn import Popen, spawn_in
 from .exceptions import (
     CallDiedError,
     CallError,

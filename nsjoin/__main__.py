@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 #: By subcommand: the module, which has ``add_arguments(parser)`` and ``run(given) -> exit status``, and ``parse(args,
 #: parser)`` if argparse cannot read it; and a line.
 _COMMANDS = {
-    "exec": ("nsjoin._exec", "run a program in namespaces of other processes, with the options of nsenter(1)"),
-    "ls": ("nsjoin._ls", "list namespaces, who is in them, and what else keeps them"),
+    "exec": ("nsjoin._cli.exec", "run a program in namespaces of other processes, with the options of nsenter(1)"),
+    "ls": ("nsjoin._cli.ls", "list namespaces, who is in them, and what else keeps them"),
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 
-# Machines whose system-call stubs _joiner.c has; elsewhere the same source is linked with libc, statically.
+# Machines whose system-call stubs joiner.c has; elsewhere the same source is linked with libc, statically.
 FREESTANDING = ("x86_64", "aarch64")
 COMMON_FLAGS = ("-Os", "-std=gnu11", "-static", "-no-pie", "-fno-pie", "-fno-stack-protector")
 FREESTANDING_FLAGS = (
@@ -39,14 +39,14 @@ FREESTANDING_FLAGS = (
 def compile_joiner(
     output: str | Path, compiler: Sequence[str] | None = None, extra_flags: Sequence[str] = (), *, hosted: bool = False
 ) -> None:
-    """Compile _joiner.c to the program ``output``, with ``compiler`` (a list), $CC, or the interpreter's own."""
+    """Compile joiner.c to the program ``output``, with ``compiler`` (a list), $CC, or the interpreter's own."""
     if compiler is None:
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     machine = subprocess.run([*compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     hosted = hosted or not machine.startswith(FREESTANDING)
     flags = ("-DNSJOIN_HOSTED",) if hosted else FREESTANDING_FLAGS
     subprocess.run(
-        [*compiler, *COMMON_FLAGS, *flags, *extra_flags, "-o", str(output), str(HERE / "_joiner.c")], check=True
+        [*compiler, *COMMON_FLAGS, *flags, *extra_flags, "-o", str(output), str(HERE / "_c/joiner.c")], check=True
     )
 
 
@@ -73,17 +73,17 @@ class build_ext(setuptools_build_ext.build_ext):  # noqa: N801 - the name that s
 
 def declarations() -> str:
     """The header as cffi wants it: without the preprocessor's lines."""
-    return re.sub(r"^#.*$", "", (HERE / "_setns.h").read_text(), flags=re.MULTILINE)
+    return re.sub(r"^#.*$", "", (HERE / "_c/shared.h").read_text(), flags=re.MULTILINE)
 
 
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "nsjoin._setns",
-    '#include "_setns.h"\n#include <unistd.h>\n',
-    sources=["nsjoin/_setns.c"],
-    depends=["nsjoin/_setns.h", "nsjoin/_syscalls.h", "nsjoin/_joiner.c"],
-    include_dirs=["nsjoin"],
+    '#include "shared.h"\n#include <unistd.h>\n',
+    sources=["nsjoin/_c/shim.c"],
+    depends=["nsjoin/_c/shared.h", "nsjoin/_c/syscalls.h", "nsjoin/_c/joiner.c"],
+    include_dirs=["nsjoin/_c"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=["-std=gnu11", "-O2"],
     extra_link_args=["-Wl,-z,now"],  # the vfork child must not run the dynamic linker in our memory

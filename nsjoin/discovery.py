@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _survey
-from ._namespace import Namespace, NamespaceId
-from ._nstype import BY_NAME
-from ._process import check_proc
+from ._kernel.nstypes import NET
+from ._target import survey
+from ._target.namespace import Namespace
+from ._target.process import check_proc
+from ._target.survey import Survey
 from .exceptions import NamespaceError, NamespaceNotFoundError, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from ._target.namespace import NamespaceId
+
 
 __all__ = ["NamespaceInfo", "NamespaceIterator", "Tree", "iter_namespaces", "tree"]
 
@@ -73,7 +77,7 @@ class NamespaceInfo(NamedTuple):
 
 def _of_socket(number: int, fd: int) -> Namespace:
     try:
-        return Namespace._owning(_survey.open_socket_namespace(number, fd), BY_NAME["net"])
+        return Namespace._owning(survey.open_socket_namespace(number, fd), NET)
     except OSError as refused:
         raise error(NamespaceError, refused.errno or 0, "SIOCGSKNS", target=f"descriptor {fd} of {number}") from None
 
@@ -81,7 +85,7 @@ def _of_socket(number: int, fd: int) -> Namespace:
 class NamespaceIterator(Iterator[NamespaceInfo]):
     """What ``iter_namespaces`` returns: the namespaces, and what stood in the way of seeing more."""
 
-    def __init__(self, found: Iterable[NamespaceInfo], survey: _survey.Survey) -> None:
+    def __init__(self, found: Iterable[NamespaceInfo], survey: Survey) -> None:
         self._found = iter(found)
         #: pids of the processes that we may not look into: they may be in namespaces that are missing here
         self.refused = tuple(survey.refused)
@@ -108,13 +112,13 @@ def iter_namespaces() -> NamespaceIterator:
         check_proc()
     except FileNotFoundError as missing:
         raise NamespaceNotFoundError(missing.errno or 0, "open /proc", reason="/proc is not mounted here") from None
-    survey = _survey.Survey()
-    survey.run()
-    found = sorted((_info(seen) for seen in survey.seen.values()), key=lambda info: info.id.ino)
-    return NamespaceIterator(found, survey)
+    look = survey.Survey()
+    look.run()
+    found = sorted((_info(seen) for seen in look.seen.values()), key=lambda info: info.id.ino)
+    return NamespaceIterator(found, look)
 
 
-def _info(seen: _survey.Seen) -> NamespaceInfo:
+def _info(seen: survey.Seen) -> NamespaceInfo:
     return NamespaceInfo(
         seen.nstype,
         seen.id,

@@ -8,25 +8,28 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import _guard, _stays
-from ._enter import enter
-from ._namespace import Namespace
-from ._nstype import lookup
-from ._target import OpenTarget, check_target
+from ._engine import guard, stays
+from ._kernel.nstypes import lookup
+from ._target.namespace import Namespace
+from ._target.target import OpenTarget, check_target
+from ._verbs.enter import enter
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+    from typing import Any
 
     from typing_extensions import ParamSpec, TypeVar
 
-    from ._target import TargetLike
+    from ._target.target import TargetLike
 
     P = ParamSpec("P")
+
     T = TypeVar("T")
+
 
 __all__ = ["NamespaceExecutor"]
 
@@ -70,7 +73,7 @@ class NamespaceExecutor(ThreadPoolExecutor):
             super().__init__(max_workers=max_workers, thread_name_prefix=thread_name_prefix)
             self._stack = self._stack.pop_all()
         self._worker = threading.local()
-        self._home = _stays.this_thread()
+        self._home = stays.this_thread()
         self._failure: BaseException | None = None
 
     def _open(self, target: TargetLike, nstypes: tuple[str, ...]) -> list[Namespace]:
@@ -94,8 +97,8 @@ class NamespaceExecutor(ThreadPoolExecutor):
         if self._failure is not None:
             raise BrokenThreadPool("a worker could not join the namespaces of this pool") from self._failure
         if self._has_mnt:  # setlocale may have been called since the workers joined
-            _guard.prepare()
-        return super().submit(self._run, _stays.this_thread(), fn, args, kwargs)
+            guard.prepare()
+        return super().submit(self._run, stays.this_thread(), fn, args, kwargs)
 
     def _run(self, caller: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not hasattr(self._worker, "guard"):
@@ -109,8 +112,8 @@ class NamespaceExecutor(ThreadPoolExecutor):
 
     def _check_worker(self, caller: int) -> None:
         """Before the first join: a worker that is none would take the thread of the caller inside, for good."""
-        if _stays.is_borrowed(caller) or _stays.is_borrowed(self._home):
-            reason = f"{_stays.BORROWED}; or use run_in or call_in"
+        if stays.is_borrowed(caller) or stays.is_borrowed(self._home):
+            reason = f"{stays.BORROWED}; or use run_in or call_in"
             raise error(JoinError, errno.EINVAL, "NamespaceExecutor", target="this worker", reason=reason)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -7,14 +7,14 @@ import os
 
 import pytest
 
-from nsjoin import _shim
+from nsjoin._kernel import calls
 
 
 def _joins_by_pidfd() -> bool:
     fd = -1
     try:
-        fd = _shim.pidfd_open(os.getpid())
-        _shim.setns(fd, 0x44000000)  # our own net and uts: for root no move, EPERM for others
+        fd = calls.pidfd_open(os.getpid())
+        calls.setns(fd, 0x44000000)  # our own net and uts: for root no move, EPERM for others
     except OSError as refused:
         return refused.errno == errno.EPERM and fd >= 0
     finally:

@@ -17,7 +17,8 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from nsjoin import _launch, _shim
+from nsjoin._engine import image
+from nsjoin._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -209,13 +210,13 @@ def become_old_kernel(*, pidfds: bool) -> None:
 
 def memfds_do_not_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """They are made, but refused at exec, as a security module does it; temporary files are in ``folder``."""
-    create = _shim.memfd_create
+    create = calls.memfd_create
 
     def create_without_x(name: bytes, flags: int) -> int:
         fd = create(name, flags)
         os.fchmod(fd, 0o600)
         return fd
 
-    monkeypatch.setattr(_launch, "_image", _launch._Image())
-    monkeypatch.setattr(_shim, "memfd_create", create_without_x)
+    monkeypatch.setattr(image, "_image", image._Image())
+    monkeypatch.setattr(calls, "memfd_create", create_without_x)
     monkeypatch.setattr("tempfile.tempdir", str(folder))

@@ -25,7 +25,7 @@ from changed import become_nobody
 from conftest import IS_ROOT, _state, wait_for_threads
 
 import nsjoin
-from nsjoin import _shim
+from nsjoin._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +117,7 @@ def close_stdio() -> None:
 def own_run() -> None:
     """In a mount namespace of our own from here on, with an empty /run; nothing of it reaches others."""
     nsjoin.unshare("mnt")
-    _shim.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
+    calls.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
     # what ip netns leaves there would be in the list of mounts as well, below the new /run
     while subprocess.run(["umount", "--lazy", "/run/netns"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
         pass

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsjoin import Namespace, _guard, _launch, _nstype, _process, _shim
+from nsjoin import Namespace
+from nsjoin._engine import guard, image
+from nsjoin._kernel import calls, thread
+from nsjoin._kernel import nstypes as nstypes_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +102,7 @@ def requires_program(name: str) -> pytest.MarkDecorator:
 
 def _has_own_namespaces() -> bool:
     try:
-        _shim.inodes(-1, [_nstype.BY_NAME["uts"].get])
+        calls.inodes(-1, [nstypes_.BY_NAME["uts"].get])
     except OSError:
         return False
     return True
@@ -108,14 +111,14 @@ def _has_own_namespaces() -> bool:
 def _lists_mount_namespaces() -> bool:
     with Namespace.current("mnt") as own:
         try:
-            os.close(_shim.next_mount_namespace(own.fileno(), previous=False))
+            os.close(calls.next_mount_namespace(own.fileno(), previous=False))
         except OSError as refused:
             return refused.errno != errno.ENOTTY
     return True
 
 
 def _seals_the_mode() -> bool:
-    fd = _shim.memfd_create(b"probe", 2)  # MFD_ALLOW_SEALING
+    fd = calls.memfd_create(b"probe", 2)  # MFD_ALLOW_SEALING
     try:
         fcntl.fcntl(fd, 1033, 32)  # F_ADD_SEALS, F_SEAL_EXEC
     except OSError:
@@ -154,10 +157,10 @@ def _heed_signals() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _warm_up() -> None:
     """What is kept for the process's lifetime is made now: the sealed joiner, and this thread's own pidfd."""
-    _launch._image.open()
-    _guard.prepare()
+    image._image.open()
+    guard.prepare()
     # makes the pidfd where the kernel has it (6.9); elsewhere it reads /proc and keeps nothing
-    _process.own_inodes((_nstype.BY_NAME["uts"],))
+    thread.own_inodes((nstypes_.BY_NAME["uts"],))
 
 
 _PR_GET_DUMPABLE = 3

@@ -23,7 +23,8 @@ from child import children, expired, held_program
 from conftest import IS_ROOT, requires_root
 
 import nsjoin
-from nsjoin import _shim, aio
+from nsjoin import aio
+from nsjoin._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -649,7 +650,7 @@ def test_without_pidfds_a_thread_waits(number: int, run: Run, target: Running, m
 
     async def main() -> None:
         with nsjoin.Target.from_pid(target.pid) as pinned:
-            monkeypatch.setattr(_shim, "pidfd_open", refuse)
+            monkeypatch.setattr(calls, "pidfd_open", refuse)
             done = await aio.run_in(pinned, ["sh", "-c", "exec >&-; sleep 0.01; exit 7"], stdout=PIPE)
             assert done.returncode == 7
             process = await aio.spawn_in(pinned, ["cat"], stdin=PIPE, stdout=PIPE)

@@ -17,8 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_properties import more
 
-from nsjoin import CallError, CallExitError, CallResultError, _answer, _data, _raised, _shim, _transfer
-from nsjoin._shim import ffi, lib
+from nsjoin import CallError, CallExitError, CallResultError
+from nsjoin._engine import answer, transfer
+from nsjoin._engine import data as data_
+from nsjoin._engine import raised as raised_
+from nsjoin._kernel import calls
+from nsjoin._kernel.calls import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +60,7 @@ def types_of(obj: Any) -> Any:
 @more
 @given(plain)
 def test_plain_data_comes_back_as_it_was(obj):
-    back = _data.load(_data.dump(obj))
+    back = data_.load(data_.dump(obj))
     assert back == obj
     assert types_of(back) == types_of(obj)
 
@@ -64,18 +68,18 @@ def test_plain_data_comes_back_as_it_was(obj):
 @more
 @given(plain, st.data())
 def test_damaged_bytes_are_an_error_or_other_data(obj, data):
-    text = bytearray(_data.dump(obj))
+    text = bytearray(data_.dump(obj))
     for at in data.draw(st.lists(st.integers(0, len(text) - 1), min_size=1, max_size=5)):
         text[at] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError, TypeError):
-        _data.load(bytes(text))
+        data_.load(bytes(text))
 
 
 @more
 @given(st.binary())
 def test_any_bytes_are_an_error_or_data(text):
     with contextlib.suppress(ValueError, TypeError):
-        _data.load(text)
+        data_.load(text)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +95,14 @@ def test_any_bytes_are_an_error_or_data(text):
         b"e" + struct.pack("<Q", 1) + b"a" + struct.pack("<Q", 0),
         b"s" + struct.pack("<Q", 1) + b"\xff",
         (b"t" + struct.pack("<Q", 1)) * 100_000 + b"N",
-        b"l" + struct.pack("<Q", _data.MAX_OBJECTS) + b"N" * _data.MAX_OBJECTS,
+        b"l" + struct.pack("<Q", data_.MAX_OBJECTS) + b"N" * data_.MAX_OBJECTS,
         b"oN",
     ],
     ids=range(12),
 )
 def test_bytes_that_are_no_data_are_an_error(text):
     with pytest.raises((ValueError, TypeError)):
-        _data.load(text)
+        data_.load(text)
 
 
 class Number(int):
@@ -113,13 +117,13 @@ def nested(depth: int) -> list[Any]:
 
 
 def test_what_is_no_data_is_told_by_its_type():
-    with pytest.raises(_data.NotDataError, match=r"test_answer\.Number is no data"):
-        _data.dump([{"one": Number(1)}])
-    with pytest.raises(_data.NotDataError, match="more than 100 deep"):
-        _data.dump(nested(101))
-    assert _data.load(_data.dump(nested(100))) == nested(100)
-    with pytest.raises(_data.NotDataError, match="more than 1000000 objects"):
-        _data.dump([None] * 1_000_000)
+    with pytest.raises(data_.NotDataError, match=r"test_answer\.Number is no data"):
+        data_.dump([{"one": Number(1)}])
+    with pytest.raises(data_.NotDataError, match="more than 100 deep"):
+        data_.dump(nested(101))
+    assert data_.load(data_.dump(nested(100))) == nested(100)
+    with pytest.raises(data_.NotDataError, match="more than 1000000 objects"):
+        data_.dump([None] * 1_000_000)
 
 
 # --- exceptions as text -----------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def raised(func: Any, *args: Any) -> BaseException:
 
 def told(exception: BaseException) -> str:
     """As the caller tells of it: over there and back."""
-    return _raised.text(_data.load(_data.dump(_raised.describe(exception))))
+    return raised_.text(data_.load(data_.dump(raised_.describe(exception))))
 
 
 def fail_twice() -> None:
@@ -197,7 +201,7 @@ def test_what_is_told_is_bounded_and_obeyed_by_no_terminal():
 
 def test_exceptions_that_are_each_others_context_are_told_once():
     nodes = [("A", [], [], 0, -1, 1, []), ("B", [], [], 0, -1, 0, [0, 1])]
-    assert _raised.text(nodes).splitlines()[::4] == ["B", "A"]
+    assert raised_.text(nodes).splitlines()[::4] == ["B", "A"]
 
 
 def test_source_lines_are_looked_up_in_regular_files_only(tmp_path):
@@ -207,11 +211,11 @@ def test_source_lines_are_looked_up_in_regular_files_only(tmp_path):
     (tmp_path / "sound.py").write_text("one\ntwo\n")
     for name, line in (("fifo.py", ""), ("large.py", ""), ("nope.py", ""), ("sound.py", "    two\n")):
         node = ("E", [], [(str(tmp_path / name), 2, "f", None)], 0, -1, -1, [])
-        assert _raised.text([node]).partition("in f\n")[2] == f"{line}E\n"
+        assert raised_.text([node]).partition("in f\n")[2] == f"{line}E\n"
     node = ("E", [], [("/dev/zero", 1, "f", (1 << 40, 0, 1 << 40)), ("\0", 1, "f", None)], 0, -1, -1, [])
-    assert "/dev/zero" in _raised.text([node])
+    assert "/dev/zero" in raised_.text([node])
     node = ("E", [], [(__file__, 1, "f", (1 << 40, 0, 1 << 40))], 0, -1, -1, [])
-    assert '"""What a call sends back' in _raised.text([node])
+    assert '"""What a call sends back' in raised_.text([node])
 
 
 @pytest.mark.parametrize(
@@ -231,7 +235,7 @@ def test_source_lines_are_looked_up_in_regular_files_only(tmp_path):
 )
 def test_what_describes_no_exception_is_an_error(wrong):
     with pytest.raises(ValueError, match="no description"):
-        _raised.text(wrong)
+        raised_.text(wrong)
 
 
 # --- messages from somebody else --------------------------------------------------------------------------------------
@@ -241,15 +245,15 @@ def test_what_describes_no_exception_is_an_error(wrong):
 def call() -> Iterator[Any]:
     """A call whose child's end is ours to write to."""
     call = ffi.new("struct nsjoin_call *")
-    _shim.check(lib.nsjoin_open_call(call))
+    calls.check(lib.nsjoin_open_call(call))
     yield call
     lib.nsjoin_close_call(call)
 
 
 def receive(call: Any, *, data_only: bool = True) -> Any:
-    text = _transfer.receive(call)
+    text = transfer.receive(call)
     assert text is not None
-    return _answer.read(call.head.kind, text, call, 0, data_only=data_only)
+    return answer.read(call.head.kind, text, call, 0, data_only=data_only)
 
 
 def record(kind: int, text: bytes, length: int | None = None) -> bytes:
@@ -263,18 +267,18 @@ def post(call: Any, message: bytes, *fds: int) -> None:
 
 @pytest.mark.parametrize("length", [-1, 0, 4, 1 << 40, (1 << 63) - 1])
 def test_a_message_that_lies_about_its_length_is_refused(call, length):
-    post(call, record(_answer.DATA, b"NNN", length))
-    with pytest.raises(_transfer.BadMessageError, match="length"):
-        _transfer.receive(call)
+    post(call, record(answer.DATA, b"NNN", length))
+    with pytest.raises(transfer.BadMessageError, match="length"):
+        transfer.receive(call)
 
 
-IN_FILE = record(_transfer._IN_FILE, b"")
+IN_FILE = record(transfer._IN_FILE, b"")
 
 
 def test_a_message_in_a_file_that_has_not_come_takes_no_descriptor_of_ours(call):
     post(call, IN_FILE)
-    with pytest.raises(_transfer.BadMessageError, match="has not"):
-        _transfer.receive(call)
+    with pytest.raises(transfer.BadMessageError, match="has not"):
+        transfer.receive(call)
     os.fstat(0)
 
 
@@ -283,26 +287,26 @@ def test_a_message_in_a_file_that_is_not_in_memory_is_refused(call, tmp_path):
     fifo = os.open(tmp_path / "fifo", os.O_RDWR)
     post(call, IN_FILE, fifo)
     os.close(fifo)
-    with pytest.raises(_transfer.BadMessageError, match="not one in memory"):
-        _transfer.receive(call)
+    with pytest.raises(transfer.BadMessageError, match="not one in memory"):
+        transfer.receive(call)
 
 
 def test_a_message_in_a_file_with_holes_is_refused(call):
-    file = _shim.memfd_create(b"test", 1)
+    file = calls.memfd_create(b"test", 1)
     os.ftruncate(file, 1 << 50)
     post(call, IN_FILE, file)
     os.close(file)
-    with pytest.raises(_transfer.BadMessageError, match="holes"):
-        _transfer.receive(call)
+    with pytest.raises(transfer.BadMessageError, match="holes"):
+        transfer.receive(call)
 
 
 def test_messages_in_files_of_files_are_refused(call):
-    file = _shim.memfd_create(b"test", 1)
+    file = calls.memfd_create(b"test", 1)
     for _ in range(2):
         post(call, IN_FILE, file)
     os.close(file)
-    with pytest.raises(_transfer.BadMessageError, match="in place of a message"):
-        _transfer.receive(call)
+    with pytest.raises(transfer.BadMessageError, match="in place of a message"):
+        transfer.receive(call)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +323,7 @@ def test_messages_in_files_of_files_are_refused(call):
 )
 @pytest.mark.parametrize("what", [b"o", b"f"])
 def test_a_socket_whose_descriptor_has_not_come_is_none_of_ours(call, what, fields):
-    post(call, record(_answer.DATA, what + _data.dump(fields)))
+    post(call, record(answer.DATA, what + data_.dump(fields)))
     with pytest.raises(CallResultError, match="cannot be read here"):
         receive(call)
     os.fstat(0)
@@ -338,7 +342,7 @@ def test_a_socket_whose_descriptor_has_not_come_is_none_of_ours(call, what, fiel
 def test_a_descriptor_that_nothing_can_be_made_of_is_closed(call, device):
     before = os.listdir("/proc/self/fd")
     ours = os.open("/dev/null", os.O_RDWR)
-    post(call, record(_answer.DATA, device[0] + _data.dump(device[1])), ours)
+    post(call, record(answer.DATA, device[0] + data_.dump(device[1])), ours)
     os.close(ours)
     with pytest.raises(CallResultError, match="cannot be read here"):
         receive(call)
@@ -353,8 +357,8 @@ class Evil:
 
 #: A pickle as the result, and in place of an exception.
 PICKLES = [
-    (_answer.PICKLE, pickle.dumps(Evil())),
-    (_answer.RAISED, _data.dump(([("E", [], [], 0, -1, -1, [])], "pickled", pickle.dumps(Evil())))),
+    (answer.PICKLE, pickle.dumps(Evil())),
+    (answer.RAISED, data_.dump(([("E", [], [], 0, -1, -1, [])], "pickled", pickle.dumps(Evil())))),
 ]
 
 
@@ -391,26 +395,26 @@ def test_where_it_is_not_a_pickle_can_call_anything(call, kind, text, monkeypatc
     ],
 )
 def test_only_exceptions_of_pythons_own_are_made(call, content):
-    post(call, record(_answer.RAISED, _data.dump(([("E", [], [], 0, -1, -1, [])], "built-in", content))))
+    post(call, record(answer.RAISED, data_.dump(([("E", [], [], 0, -1, -1, [])], "built-in", content))))
     with pytest.raises(CallResultError, match="cannot be unpickled here"):
         receive(call)
 
 
 @more
-@given(st.integers(-3, 9), plain.map(_data.dump) | st.binary(), st.integers(0, 3))
+@given(st.integers(-3, 9), plain.map(data_.dump) | st.binary(), st.integers(0, 3))
 def test_any_message_is_an_answer_or_a_call_error(kind, text, n_fds):
     call = ffi.new("struct nsjoin_call *")
-    _shim.check(lib.nsjoin_open_call(call))
+    calls.check(lib.nsjoin_open_call(call))
     try:
         post(call, record(kind, text), *[call.channel[0]] * n_fds)
-        with contextlib.suppress(CallError, _transfer.BadMessageError):
+        with contextlib.suppress(CallError, transfer.BadMessageError):
             receive(call)
     finally:
         lib.nsjoin_close_call(call)
 
 
 def test_the_words_of_a_message_are_bounded_and_obeyed_by_no_terminal(call):
-    post(call, record(_answer.EXIT, b"\xff\x1b[2J"))
+    post(call, record(answer.EXIT, b"\xff\x1b[2J"))
     with pytest.raises(CallExitError) as caught:
         receive(call)
     assert "\x1b" not in str(caught.value)
@@ -419,7 +423,7 @@ def test_the_words_of_a_message_are_bounded_and_obeyed_by_no_terminal(call):
 
 def test_an_exception_that_python_has_is_made_anew(call):
     exception = raised(open, "/nope")
-    kind, text, _ = _answer.of_exception(exception, data_only=True)
+    kind, text, _ = answer.of_exception(exception, data_only=True)
     post(call, record(kind, text))
     with pytest.raises(FileNotFoundError) as caught:
         receive(call)

@@ -47,10 +47,17 @@ from conftest import (
 )
 
 import nsjoin
-from nsjoin import _build_setns, _call, _guard, _launch, _procfs, _raised, _start, aio
-from nsjoin._process import Process, own_inodes
-from nsjoin._start import USER
-from nsjoin._target import Target
+from nsjoin import _build_setns, aio
+from nsjoin._engine import children as children_
+from nsjoin._engine import forked, guard, raised
+from nsjoin._engine import image as image_
+from nsjoin._joining import select as select_
+from nsjoin._joining import start as start_
+from nsjoin._kernel import procfs
+from nsjoin._kernel.nstypes import USER
+from nsjoin._kernel.thread import own_inodes
+from nsjoin._target.process import Process
+from nsjoin._target.target import Target
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 
@@ -89,18 +96,18 @@ def weaken(monkeypatch, tmp_path) -> Iterator[Callable[[str, str], None]]:
     for file in (*_build_setns.HERE.glob("*.c"), *_build_setns.HERE.glob("*.h")):
         shutil.copy(file, source)
     monkeypatch.setattr(_build_setns, "HERE", source)
-    monkeypatch.setattr(_launch, "_image", _launch._Image())
+    monkeypatch.setattr(image_, "_image", image_._Image())
 
     def replace(old: str, new: str) -> None:
-        text = (source / "_joiner.c").read_text()
+        text = (source / "_c/joiner.c").read_text()
         assert text.count(old) == 1, f"{text.count(old)} places have {old!r}"
-        (source / "_joiner.c").write_text(text.replace(old, new))
+        (source / "_c/joiner.c").write_text(text.replace(old, new))
         _build_setns.compile_joiner(source / "image")
         image = (source / "image").read_bytes()
-        monkeypatch.setattr(_launch, "_image_bytes", lambda: image)
+        monkeypatch.setattr(image_, "_image_bytes", lambda: image)
 
     yield replace
-    _launch._image.memfd_does_not_run()  # closes it
+    image_._image.memfd_does_not_run()  # closes it
 
 
 class Hostile:
@@ -356,7 +363,7 @@ def test_a_signal_from_inside_runs_no_handler_of_the_callers_event_loop(signalle
 
 @PLACES
 def test_with_the_callers_wakeup_descriptor_it_would(signalled, monkeypatch):
-    monkeypatch.setattr(_call, "forget_handlers", lambda: None)
+    monkeypatch.setattr(forked, "forget_handlers", lambda: None)
     # from 3.12 on asyncio, not trio or uvloop, takes the descriptor away in the child itself
     ran = [] if sys.version_info >= (3, 12) else ["the caller's handler"]
     assert handled_by_the_loop(signalled) == (ran, "a handler has run inside")
@@ -369,7 +376,7 @@ def test_a_signal_that_has_a_handler_ends_the_call(signalled):
 
 @PLACES
 def test_with_the_callers_handlers_a_signal_from_inside_is_an_exception_here(signalled, monkeypatch):
-    monkeypatch.setattr(_call, "forget_handlers", lambda: None)
+    monkeypatch.setattr(forked, "forget_handlers", lambda: None)
     assert signalled.call(signal.SIGINT) == "KeyboardInterrupt()"
 
 
@@ -392,7 +399,7 @@ def test_nor_does_a_handler_in_c_run(signalled, folder):
 
 @PLACES
 def test_a_handler_in_c_would_run_inside(signalled, folder, monkeypatch):
-    monkeypatch.setattr(_call, "forget_handlers", lambda: None)
+    monkeypatch.setattr(forked, "forget_handlers", lambda: None)
     assert dumped(signalled, folder / "dump") == ("a handler has run inside", True)
 
 
@@ -435,7 +442,7 @@ def test_the_callers_arguments_are_not_to_be_read_inside(start):
 
 
 def test_if_they_were_not_cleared_before_they_would_be(start, monkeypatch):
-    monkeypatch.setattr(_call, "own_arguments", lambda: (0, 0))
+    monkeypatch.setattr(forked, "own_arguments", lambda: (0, 0))
     ours = Path("/proc/self/cmdline").read_bytes()
     assert len(ours) > 1
     assert cmdline_inside(start("user", "mnt", "pid"))[0] == ours
@@ -564,8 +571,8 @@ def create_inside(target: int) -> None:
 
 def never_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither what nsjoin asks itself nor the audit hook knows that a thread is away."""
-    monkeypatch.setattr(_guard, "is_away", lambda: False)
-    monkeypatch.setattr(_guard, "is_guarded", lambda: False)
+    monkeypatch.setattr(procfs, "is_away", lambda: False)
+    monkeypatch.setattr(guard, "is_guarded", lambda: False)
 
 
 @requires_root
@@ -611,7 +618,7 @@ def test_if_our_own_path_were_used_there_the_targets_program_would_run(with_prog
     target = with_programs(A_PROC.format(folder / "program"))
     never_away(monkeypatch)
     # the namespace is looked for in the target's /proc as well, and not found: the program gets the time to run
-    monkeypatch.setattr(_launch, "end", lambda pid, **_: pid > 0 and os.waitpid(pid, 0))
+    monkeypatch.setattr(children_, "end", lambda pid, **_: pid > 0 and os.waitpid(pid, 0))
 
     def try_it() -> None:
         with contextlib.suppress(OSError):
@@ -640,7 +647,7 @@ def look_up_a_name(target: int) -> None:
 @pytest.mark.parametrize(
     ("work", "prepare"),
     [
-        (launch_from_a_file, lambda: _launch._image.memfd_does_not_run()),
+        (launch_from_a_file, lambda: image_._image.memfd_does_not_run()),
         (set_clocks, int),
         (look_up_a_name, int),
     ],
@@ -806,8 +813,8 @@ def formatted_inside(monkeypatch) -> None:
         text = "".join(traceback.format_exception(type(exception), exception, exception.__traceback__))
         return [(text, [], [], 0, -1, -1, [])]
 
-    monkeypatch.setattr(_raised, "describe", describe)
-    monkeypatch.setattr(_raised, "read_no_sources", lambda: None)
+    monkeypatch.setattr(raised, "describe", describe)
+    monkeypatch.setattr(raised, "read_no_sources", lambda: None)
 
 
 def test_if_the_child_formatted_it_the_lines_would_be_theirs(replaced, failing, formatted_inside):
@@ -1157,7 +1164,7 @@ def test_a_script_for_proc_self_exe_reaches_only_the_sealed_joiner(self_script):
         for act in acts:
             with pytest.raises(PermissionError):
                 act(fd)
-        assert os.pread(fd, 1 << 20, 0) == _launch._image_bytes()
+        assert os.pread(fd, 1 << 20, 0) == image_._image_bytes()
     finally:
         os.close(fd)
     assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
@@ -1170,25 +1177,25 @@ def test_without_the_seals_the_joiner_of_the_next_launch_is_the_targets(monkeypa
     try:
         process.communicate()
         overwrite(fd)
-        assert os.pread(_launch._image.open()[0], 7, 0) == b"hostile"
+        assert os.pread(image_._image.open()[0], 7, 0) == b"hostile"
     finally:
         os.close(fd)
 
 
 @pytest.fixture
 def unsealed(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(_launch, "_image", _launch._Image())
-    monkeypatch.setattr(_launch, "_seal", lambda fd: None)
+    monkeypatch.setattr(image_, "_image", image_._Image())
+    monkeypatch.setattr(image_, "_seal", lambda fd: None)
     yield
-    _launch._image.memfd_does_not_run()  # closes it
+    image_._image.memfd_does_not_run()  # closes it
 
 
 @pytest.fixture
 def by_file(monkeypatch) -> None:
     """No memfd can be executed here: each launch has an unlinked file of its own."""
-    image = _launch._Image()
+    image = image_._Image()
     image._memfd_runs = False
-    monkeypatch.setattr(_launch, "_image", image)
+    monkeypatch.setattr(image_, "_image", image)
 
 
 @requires_root
@@ -1208,15 +1215,15 @@ def test_where_a_file_serves_only_that_launchs_own_can_be_written(by_file, self_
 def test_where_the_seals_do_not_cover_the_mode_a_target_that_takes_the_x_bits_leads_to_files(monkeypatch, self_script):
     """Before Linux 6.3."""
     _, running = self_script
-    monkeypatch.setattr(_launch, "_image", _launch._Image())
-    monkeypatch.setattr(_launch, "_seal", lambda fd: fcntl.fcntl(fd, _launch._F_ADD_SEALS, _launch._ALL_SEALS))
-    image, _ = _launch._image.open()
+    monkeypatch.setattr(image_, "_image", image_._Image())
+    monkeypatch.setattr(image_, "_seal", lambda fd: fcntl.fcntl(fd, image_._F_ADD_SEALS, image_._ALL_SEALS))
+    image, _ = image_._image.open()
     try:
         os.chmod(f"/proc/self/fd/{image}", 0)
         assert nsjoin.run_in(running.pid, ["true"]).returncode == 0
-        assert not _launch._image._memfd_runs
+        assert not image_._image._memfd_runs
     finally:
-        _launch._image.memfd_does_not_run()  # closes it
+        image_._image.memfd_does_not_run()  # closes it
 
 
 CLOSE_PROC = "        SYS1(close, plan->proc);\n"
@@ -1308,13 +1315,13 @@ class Leaving:
 def leaving(monkeypatch) -> Iterator[Leaving]:
     """It leaves after we have looked at where it is, and before anything is joined."""
     one = Leaving()
-    prepared = _start._prepared
+    prepared = start_._prepared
 
     def late(*args: Any) -> Any:
         one.go()
         return prepared(*args)
 
-    monkeypatch.setattr(_start, "_prepared", late)
+    monkeypatch.setattr(start_, "_prepared", late)
     yield one
     one.process.communicate()
 
@@ -1351,8 +1358,8 @@ def test_without_a_look_after_the_join_its_program_runs_as_our_root(leaving, wea
 MOMENTS = {
     "mnt is opened": (Target, "namespace", lambda arguments: arguments[1:] == ("mnt",)),
     "its root is opened": (Process, "open_root", lambda _: True),
-    "we look": (_start, "_has_left", lambda _: True),
-    "we join": (_start, "_start_by_descriptors", lambda _: True),
+    "we look": (start_, "_has_left", lambda _: True),
+    "we join": (start_, "_start_by_descriptors", lambda _: True),
 }
 OLD = pytest.mark.parametrize(
     ("user_namespace", "release"), [("ours", "6.1"), ("ours", "5.4"), ("ours", "4.18"), ("a container's", "5.4")]
@@ -1418,7 +1425,7 @@ def test_on_old_kernels_one_that_leaves_after_that_has_lost_us(user_namespace, r
 @OLD
 def test_on_old_kernels_without_that_look_its_program_runs_as_root_of_where_it_was(user_namespace, release):
     def program() -> str:
-        _start._has_left = lambda *_: False
+        select_._has_left = lambda *_: False
         done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[0]
 
@@ -1482,7 +1489,7 @@ def test_another_target_is_not_looked_up_in_the_proc_that_lies(start, monkeypatc
             return nsjoin.run_in(other.pid, ["whoami"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
 
     assert in_the_other() == b"root\n"
-    monkeypatch.setattr(_procfs, "place", lambda path: (f"/proc/{path}", None))  # without the descriptor of our own
+    monkeypatch.setattr(procfs, "place", lambda path: (f"/proc/{path}", None))  # without the descriptor of our own
     assert in_the_other() == b"the liar is\n"
 
 

@@ -19,7 +19,7 @@ from child import children, held_program, wait_until_ended
 from conftest import requires_root
 
 import nsjoin
-from nsjoin import _launch
+from nsjoin._engine import children as children_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -183,5 +183,5 @@ def test_ctrl_c_ends_the_wait_for_a_program_that_is_frozen_before_exec(start, fr
     freezer.thaw()  # of v1, what is frozen cannot even be killed before
     for pid in children() - before:
         wait_until_ended(pid)
-    _launch._reap_late()
+    children_._reap_late()
     assert children() == before

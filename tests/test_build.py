@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
-from nsjoin import _launch, _nstype, _shim
-from nsjoin._launch import Ids, Job, pack
-from nsjoin._plan import Step
-from nsjoin._spawn import execute_child_arguments
+from nsjoin._engine import image, launch
+from nsjoin._engine import job as job_
+from nsjoin._engine.job import Ids, Job, Step
+from nsjoin._engine.wire import pack
+from nsjoin._kernel import abi, nstypes
+from nsjoin._kernel import calls as calls_
+from nsjoin._verbs.command import execute_child_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-PACKAGE = Path(_launch.__file__).parent
+PACKAGE = Path(launch.__file__).parent.parent
 #: As setup.py does: the script imports nothing of the package.
 BUILD: dict[str, Any] = runpy.run_path(str(PACKAGE / "_build_setns.py"))
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
@@ -64,7 +67,7 @@ def undefined(file: Path) -> set[str]:
 def joiner(tmp_path) -> Path:
     """The joiner that the compiled module holds."""
     path = tmp_path / "joiner"
-    path.write_bytes(_launch._image_bytes())
+    path.write_bytes(image._image_bytes())
     path.chmod(0o755)
     return path
 
@@ -133,7 +136,7 @@ def carry_out(
             check=False,
             **keywords,
         )
-        return done, _launch._REPORT.unpack(os.pread(plan, _launch._REPORT.size, 0))
+        return done, launch._REPORT.unpack(os.pread(plan, launch._REPORT.size, 0))
     finally:
         os.close(plan)
 
@@ -157,7 +160,7 @@ def strace(joiner, tmp_path) -> Callable[..., list[list[str]]]:
         log = tmp_path / "log"
         options = ["strace", "-f", "-qq", "-o", log, "-e", "signal=none"]
         done, report = carry_out([*options, joiner], job, private, needed)
-        assert report[1:] == (_launch.At.EXEC, 0, 0), done.stderr
+        assert report[1:] == (job_.At.EXEC, 0, 0), done.stderr
         first, *rest = calls(log)
         assert first[0] == "execve"
         return [first[1:], *rest]
@@ -232,7 +235,7 @@ def test_a_plan_makes_exactly_its_calls_in_its_order(strace):
 
 @contextlib.contextmanager
 def open_root() -> Iterator[int]:
-    fd = os.open("/", _shim.O_PATH)
+    fd = os.open("/", abi.O_PATH)
     try:
         yield fd
     finally:
@@ -311,7 +314,7 @@ def compile_c(headers: Path, source: str, output_file: Path, *flags: str, cc: st
 
 @requires_program("nm")
 def test_the_shim_calls_nothing_but_what_is_listed_here(headers, tmp_path):
-    compile_c(headers, "_setns.c", tmp_path / "shim.o", "-O2", "-fPIC", "-fno-stack-protector")
+    compile_c(headers, "_c/shim.c", tmp_path / "shim.o", "-O2", "-fPIC", "-fno-stack-protector")
     assert plain(undefined(tmp_path / "shim.o")) <= AFTER_VFORK | IN_THE_CALLER
 
 
@@ -324,18 +327,18 @@ POWERPC = """
 """
 #: as written in Python, and as powerpc has it
 REQUESTS = {
-    _shim._NS_GET_USERNS: 0x2000B701,
-    _shim._NS_GET_PID_IN_PIDNS: 0x4004B708,
-    _shim._NS_GET_ID: 0x4008B70D,
-    _shim._PIDFD_GET_INFO: 0xC040FF0B,
-    _nstype.BY_NAME["user"].get: 0x2000FF09,
-    _shim._SIOCGSKNS: 0x894C,
+    abi._NS_GET_USERNS: 0x2000B701,
+    abi._NS_GET_PID_IN_PIDNS: 0x4004B708,
+    abi._NS_GET_ID: 0x4008B70D,
+    abi._PIDFD_GET_INFO: 0xC040FF0B,
+    nstypes.BY_NAME["user"].get: 0x2000FF09,
+    abi._SIOCGSKNS: 0x894C,
 }
 
 
 @pytest.mark.parametrize(("macros", "is_powerpc"), [(POWERPC, True), ("#include <sys/ioctl.h>", False)])
 def test_an_ioctl_has_the_number_that_the_machine_gives_it(tmp_path, macros, is_powerpc):
-    function = re.search(r"static unsigned long native\(.*?\n}\n", (PACKAGE / "_setns.c").read_text(), re.DOTALL)
+    function = re.search(r"static unsigned long native\(.*?\n}\n", (PACKAGE / "_c/shim.c").read_text(), re.DOTALL)
     assert function is not None
     main = 'int main(int n, char **of) { while (--n) printf("%lu\\n", native(strtoul(*++of, 0, 0))); return 0; }'
     source = tmp_path / "numbers.c"
@@ -352,7 +355,7 @@ def test_an_ioctl_has_the_number_that_the_machine_gives_it(tmp_path, macros, is_
 def test_the_vfork_child_calls_nothing_but_what_is_safe_in_the_callers_memory(headers, tmp_path, function):
     # a section for each function, so that the relocations of one section are what this function refers to
     flags = ("-O2", "-fPIC", "-fno-stack-protector", "-ffunction-sections")
-    compile_c(headers, "_setns.c", tmp_path / "shim.o", *flags)
+    compile_c(headers, "_c/shim.c", tmp_path / "shim.o", *flags)
     symbols, ours = set(), [f".text.{function}"]
     for section in ours:  # grows: functions of this file that are not inlined
         found = referred_to(tmp_path / "shim.o", section)
@@ -371,7 +374,7 @@ def referred_to(object_file: Path, section: str) -> set[str]:
 
 # --- compilers -----------------------------------------------------------------------------------------------
 
-ANALYZED = [("_setns.c", ()), ("_joiner.c", ("-ffreestanding",)), ("_joiner.c", ("-DNSJOIN_HOSTED",))]
+ANALYZED = [("_c/shim.c", ()), ("_c/joiner.c", ("-ffreestanding",)), ("_c/joiner.c", ("-DNSJOIN_HOSTED",))]
 
 
 def has_analyzer() -> bool:
@@ -423,7 +426,7 @@ JOB = Job(
 def test_a_joiner_that_is_linked_with_libc_or_built_by_musl_gcc_does_the_same(tmp_path, which):
     done, report = carry_out([builds(tmp_path)[which]], JOB)
     assert (done.returncode, done.stdout) == (7, "/usr\n0027\nx\n0\n1\n2\n3\n")
-    assert report[1:] == (_launch.At.EXEC, 0, 0)
+    assert report[1:] == (job_.At.EXEC, 0, 0)
 
 
 @requires_program("musl-gcc")
@@ -432,8 +435,8 @@ def test_such_a_joiner_bears_a_child_in_a_pid_namespace(tmp_path, near, which, m
     import nsjoin
 
     path = builds(tmp_path)[which]
-    monkeypatch.setattr(_launch, "_image", _launch._Image())
-    monkeypatch.setattr(_launch, "_image_bytes", path.read_bytes)
+    monkeypatch.setattr(image, "_image", image._Image())
+    monkeypatch.setattr(image, "_image_bytes", path.read_bytes)
     try:
         done = nsjoin.run_in(near.pid, ["sh", "-c", "echo $$; exit 7"], stdout=subprocess.PIPE)
         assert done.returncode == 7
@@ -441,7 +444,7 @@ def test_such_a_joiner_bears_a_child_in_a_pid_namespace(tmp_path, near, which, m
         with pytest.raises(FileNotFoundError):
             nsjoin.run_in(near.pid, ["/no/such/program"])
     finally:
-        os.close(_launch._image._fd)
+        os.close(image._image._fd)
 
 
 @requires_program(CROSS)
@@ -466,7 +469,7 @@ def test_the_joiner_for_aarch64_carries_out_a_plan(tmp_path):
     )
     done, report = carry_out(command, job)
     assert (done.returncode, done.stdout) == (7, "/usr\n0027\nx\n")
-    assert report[1:] == (_launch.At.EXEC, 0, 0)
+    assert report[1:] == (job_.At.EXEC, 0, 0)
 
 
 @requires_program(CROSS)
@@ -481,11 +484,11 @@ def test_the_joiner_for_aarch64_joins_and_reports_what_fails(tmp_path, near):
             job = Job([b"/bin/readlink"], args, [], joins=[Step(fds[0], 0x04000000)], close_fds=False)
             done, report = carry_out(command, job, fds, fds)
         assert done.stdout.strip() == os.readlink(f"/proc/{near.pid}/ns/uts")
-        assert report[1:] == (_launch.At.EXEC, 0, 0)
+        assert report[1:] == (job_.At.EXEC, 0, 0)
     for job, expected in (
-        (Job([b"/bin/true"], [b"true"], [], cwd=b"/no/such", close_fds=False), (_launch.At.CWD, 0, 2)),
-        (Job([b"/no/such", b"/etc"], [b"true"], [], close_fds=False), (_launch.At.EXEC, 0, 13)),
-        (Job([b"/bin/true"], [b"true"], [], stdio=(-1, 99, -1), close_fds=False), (_launch.At.STDIO, 1, 9)),
+        (Job([b"/bin/true"], [b"true"], [], cwd=b"/no/such", close_fds=False), (job_.At.CWD, 0, 2)),
+        (Job([b"/no/such", b"/etc"], [b"true"], [], close_fds=False), (job_.At.EXEC, 0, 13)),
+        (Job([b"/bin/true"], [b"true"], [], stdio=(-1, 99, -1), close_fds=False), (job_.At.STDIO, 1, 9)),
     ):
         assert carry_out(command, job)[1][1:] == expected
 
@@ -567,7 +570,7 @@ def test_every_rank_names_modules_that_exist():
 
 
 def header() -> str:
-    text = (PACKAGE / "_setns.h").read_text()
+    text = (PACKAGE / "_c/shared.h").read_text()
     return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
@@ -591,13 +594,13 @@ def test_the_stub_names_exactly_the_functions_and_constants_of_the_header():
     } == functions
     fields = {node.target.id for node in stub().body if isinstance(node, ast.AnnAssign)}
     assert fields == constants | variables
-    assert set(dir(_shim.lib)) == set(functions) | constants | variables, "build again: pip install -e ."
+    assert set(dir(calls_.lib)) == set(functions) | constants | variables, "build again: pip install -e ."
 
 
 def test_the_steps_are_those_of_the_header():
     steps = re.findall(r"NSJOIN_STEP_(\w+)", header())
-    assert list(_launch.At.__members__) == steps
-    assert [int(step) for step in _launch.At] == list(range(len(steps)))
+    assert list(job_.At.__members__) == steps
+    assert [int(step) for step in job_.At] == list(range(len(steps)))
 
 
 # --- the contract with subprocess ----------------------------------------------------------------------------

@@ -26,7 +26,8 @@ from child import bring_loopback_up, children, in_child, wait_until_ended
 from conftest import IS_ROOT, requires_root
 
 import nsjoin
-from nsjoin import CallDiedError, CallExitError, CallResultError, _answer, _call
+from nsjoin import CallDiedError, CallExitError, CallResultError
+from nsjoin._engine import answer, forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -261,7 +262,7 @@ def test_with_data_only_what_needs_a_pickle_is_told_by_its_type(target):
 
 
 def test_a_pickle_in_place_of_data_is_refused_by_the_caller(target, monkeypatch):
-    monkeypatch.setattr(_answer, "of_result", lambda *_, **__: (_answer.PICKLE, pickle.dumps(OfOurs()), ()))
+    monkeypatch.setattr(answer, "of_result", lambda *_, **__: (answer.PICKLE, pickle.dumps(OfOurs()), ()))
     assert call_in(target.pid, os.getpid, namespaces=NET) == OfOurs()
     with pytest.raises(CallResultError, match='result="data" refuses'):
         call_in(target.pid, os.getpid, namespaces=NET, result="data")
@@ -456,7 +457,7 @@ CAP_SYS_PTRACE, PR_SET_CHILD_SUBREAPER = 19, 36
 
 
 def fork_twice() -> None:
-    """From here on a call with pid has a process in the middle, as for an ordinary user: _setns.c, "born inside"."""
+    """From here on a call with pid has a process in the middle, as for an ordinary user: shim.c, "born inside"."""
     if IS_ROOT:
         drop_capability(CAP_SYS_PTRACE)
 
@@ -559,7 +560,7 @@ def test_what_a_killed_middle_leaves_to_a_subreaper_is_reaped(place, disturb, ou
 
 @DISTURBED
 def test_if_nobody_looked_for_it_it_would_stay(place, disturb, outcome, monkeypatch):
-    monkeypatch.setattr(_call._Call, "_end_what_is_left_behind", lambda _: None)
+    monkeypatch.setattr(forked._Call, "_end_what_is_left_behind", lambda _: None)
     ended, left = in_child(lambda: disturbed(place, hold, disturb), as_a_subreaper)
     assert ended == outcome
     assert len(left) == 1

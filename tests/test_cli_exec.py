@@ -20,7 +20,9 @@ from child import held_program
 from conftest import requires_program, requires_root
 
 import nsjoin
-from nsjoin import __main__, _exec
+from nsjoin import __main__
+from nsjoin._cli import exec as exec_
+from nsjoin._cli import options as options_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -293,7 +295,7 @@ def by_exec(row: Row, places: dict[str, str]) -> subprocess.CompletedProcess[str
 
 def by_exec_as_nobody(row: Row, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """In a fork: an ordinary user may not be able to read the interpreter and the package."""
-    assert __main__._COMMANDS["exec"][0] == _exec.__name__  # so that nothing is left to import
+    assert __main__._COMMANDS["exec"][0] == exec_.__name__  # so that nothing is left to import
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         pid = os.fork()
         if pid == 0:
@@ -356,7 +358,7 @@ def test_help_is_short_and_names_every_option() -> None:
     assert lines[0] == "usage: python -m nsjoin exec [options] [program [argument ...]]"
     assert len(lines) < 35
     assert max(map(len, lines)) <= 110
-    for option in _exec._OPTIONS:
+    for option in options_._OPTIONS:
         assert f"--{option.name}" in done.stdout
     assert subprocess.run([*EXEC, "-t", "1", "-h"], capture_output=True, text=True, check=True).stdout == done.stdout
 
@@ -364,7 +366,7 @@ def test_help_is_short_and_names_every_option() -> None:
 def test_every_option_is_one_of_nsenters_and_takes_the_same() -> None:
     usage = subprocess.run(["nsenter", "--help"], capture_output=True, text=True, check=True).stdout
     newer = {"env"}  # util-linux 2.39
-    for option in _exec._OPTIONS:
+    for option in options_._OPTIONS:
         match = re.search(rf"--{option.name}\b(\[=<)?( <)?", usage)
         if match is None:
             assert option.name in newer

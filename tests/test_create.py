@@ -19,7 +19,9 @@ from conftest import requires_namespaces_of_pidfds, requires_program, requires_r
 from faults.kernels import FEATURES, refuse
 
 import nsjoin
-from nsjoin import _launch, _shim, _spawn
+from nsjoin._engine import children as children_
+from nsjoin._engine import image, launch
+from nsjoin._kernel import calls
 
 TYPES = ["mnt", "uts", "ipc", "net", "cgroup", "user", "time", "pid"]
 
@@ -102,7 +104,7 @@ def test_what_the_kernel_lacks_is_done_without(feature, forbidden):
 def test_where_a_memfd_is_made_but_does_not_run_a_file_serves(monkeypatch, tmp_path):
     memfds_do_not_run(monkeypatch, tmp_path)
     make_and_use()
-    assert not _launch._image._memfd_runs
+    assert not image._image._memfd_runs
     assert os.listdir(tmp_path) == []
 
 
@@ -132,7 +134,7 @@ def test_the_init_is_reaped_when_the_last_program_inside_has_been_waited_for(how
 
 @requires_root
 def test_unless_that_ends_it_it_stays_a_zombie_until_a_later_launch(monkeypatch):
-    monkeypatch.setattr(_spawn, "child_has_been_reaped", lambda: None)
+    monkeypatch.setattr(launch, "child_has_been_reaped", lambda: None)
     made, inside = closed_with_a_program_inside()
     assert inside.wait() == -signal.SIGKILL
     wait_until_ended(made.pid)
@@ -143,7 +145,7 @@ def test_unless_that_ends_it_it_stays_a_zombie_until_a_later_launch(monkeypatch)
 
 @requires_root
 def test_close_does_not_wait_for_an_init_that_waits_for_us(monkeypatch):
-    monkeypatch.setattr(_launch, "_REAP_SECONDS", 3600)
+    monkeypatch.setattr(children_, "_REAP_SECONDS", 3600)
     made = nsjoin.create("pid")
     inside = nsjoin.spawn_in(made, ["sleep", "infinity"])
     closing = threading.Thread(target=made.close)
@@ -221,8 +223,8 @@ def end_one_that_the_kernel_reaps() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "waitpid", ends_right_after)
-        _launch.end(gone)
-    assert gone not in _launch._unreaped
+        children_.end(gone)
+    assert gone not in children_._unreaped
 
 
 def test_where_sigchld_is_ignored_an_init_may_go_at_any_moment():
@@ -281,9 +283,9 @@ def test_in_a_chroot_its_root_is_empty_too(tmp_path):
 
     def change_root() -> None:
         nsjoin.unshare("mnt")
-        _shim.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
+        calls.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
         (tmp_path / "proc").mkdir()
-        _shim.mount("/proc", str(tmp_path / "proc"), 1 << 12)  # MS_BIND
+        calls.mount("/proc", str(tmp_path / "proc"), 1 << 12)  # MS_BIND
         os.chroot(tmp_path)
         os.chdir("/")
 

@@ -26,8 +26,10 @@ from conftest import (
 )
 
 import nsjoin
-from nsjoin import Namespace, NamespaceError, NamespaceId, NamespaceNotFoundError, _shim, _survey
-from nsjoin._nstype import BY_NAME, NSTYPES
+from nsjoin import Namespace, NamespaceError, NamespaceId, NamespaceNotFoundError
+from nsjoin._kernel import calls
+from nsjoin._kernel.nstypes import BY_NAME, NSTYPES
+from nsjoin._target import survey as survey_
 from nsjoin.discovery import NamespaceInfo, iter_namespaces, tree
 
 ALL = tuple(row.name for row in NSTYPES)
@@ -419,7 +421,7 @@ def test_a_proc_that_hides_processes_is_told(start, option, refused, hidden):
     def move():
         """The plain system call, after which /proc is what is mounted there."""
         with Namespace.from_pid(target.pid, "mnt") as mnt:
-            _shim.setns(mnt.fileno(), BY_NAME["mnt"].flag)
+            calls.setns(mnt.fileno(), BY_NAME["mnt"].flag)
 
     assert in_child(look, move) == (False, False), "root sees all"
     assert in_child(look, move, become_nobody) == (refused, hidden)
@@ -616,7 +618,7 @@ def test_what_is_closed_meanwhile_is_no_error(start, script, monkeypatch, what):
         os.kill(pid, signal.SIGKILL)
         wait_until_ended(pid)
 
-    survey = _survey.Survey()
+    survey = survey_.Survey()
     hooks = {
         "descriptors": "_descriptors",
         "a descriptor": "_descriptor",

@@ -215,5 +215,5 @@ def test_no_tracer_gives_the_environment_of_the_caller_to_the_target(target, tra
 
 
 def test_where_what_the_caller_asks_for_is_not_kept_a_tracer_gives_it(target, tracer):
-    forget = "import nsjoin._spawn\nnsjoin._spawn._asked = lambda args, keywords: {}\n"
+    forget = "import nsjoin._verbs.spawn\nnsjoin._verbs.command._asked = lambda args, keywords: {}\n"
     assert secret_of_the_caller(tracer + forget, target.pid, "dict(like_target=True)") == ["seen", "seen"]

@@ -32,21 +32,12 @@ from changed import (
 )
 from conftest import requires_namespaces_of_pidfds, requires_root
 
-from nsjoin import (
-    JoinError,
-    JoinPermissionError,
-    Namespace,
-    RestoreError,
-    Target,
-    TargetGoneError,
-    _enter,
-    _shim,
-    _stays,
-    enter,
-    run_in,
-)
-from nsjoin._nstype import BY_NAME
-from nsjoin._shim import lib
+from nsjoin import JoinError, JoinPermissionError, Namespace, RestoreError, Target, TargetGoneError, enter, run_in
+from nsjoin._engine import stays
+from nsjoin._kernel import abi
+from nsjoin._kernel import calls as calls_
+from nsjoin._kernel.calls import lib
+from nsjoin._kernel.nstypes import BY_NAME
 
 pytestmark = requires_root
 
@@ -103,7 +94,7 @@ def new_namespaces(nstype, count):
 
     def make():
         for _ in range(count):
-            _shim.unshare(BY_NAME[nstype].flag)
+            calls_.unshare(BY_NAME[nstype].flag)
             made.append(Namespace.current(nstype))
 
     in_thread(make)
@@ -186,7 +177,7 @@ def test_a_kernel_whose_setns_takes_no_pidfd_gets_descriptors(target):
         several.refuse(errno.EINVAL)
         several.install()
         with pytest.raises(OSError, match="Invalid"), Target.from_pid(target.pid) as process:
-            _shim.setns(process.fileno(), BY_NAME["net"].flag | BY_NAME["uts"].flag)
+            calls_.setns(process.fileno(), BY_NAME["net"].flag | BY_NAME["uts"].flag)
         all_together(target)
 
     in_child(test)
@@ -241,7 +232,7 @@ def test_a_socket_made_inside_belongs_there_and_works_outside(target):
         listening = socket.socket()
     siocgskns = 0x894C  # the network namespace of a socket, Linux 4.10
     with listening:
-        fd = _shim.check(_shim.lib.nsjoin_ioctl(listening.fileno(), siocgskns))
+        fd = calls_.check(calls_.lib.nsjoin_ioctl(listening.fileno(), siocgskns))
     try:
         assert os.fstat(fd).st_ino == os.stat(f"/proc/{target.pid}/ns/net").st_ino
     finally:
@@ -298,7 +289,7 @@ def test_a_chrooted_targets_root_is_the_root_inside(tmp_path):
     (tmp_path / "jail" / "inmate").mkdir(parents=True)
 
     def chroot():
-        _shim.unshare(BY_NAME["mnt"].flag)
+        calls_.unshare(BY_NAME["mnt"].flag)
         os.chroot(tmp_path / "jail")
 
     with forked(chroot) as pid:
@@ -617,7 +608,7 @@ def test_after_a_way_back_that_failed_nothing_more_is_tried(target, monkeypatch)
         with Namespace.from_pid(target.pid, "uts") as uts, Namespace.from_pid(target.pid, "net") as net:
             inside = enter([uts, net])
             refuse_setns("net", "uts", but=uts.fileno())
-            monkeypatch.setattr(_enter, "lib", counting)
+            monkeypatch.setattr(calls_, "lib", counting)
             with pytest.raises(RestoreError):
                 inside.__enter__()
         assert counting.calls == 1
@@ -647,10 +638,10 @@ def test_a_way_back_that_was_lost_since_the_last_time_is_noticed(target):
     def test():
         with enter(target.pid, "net"):
             pass
-        _shim.unshare(BY_NAME["user"].flag)
+        calls_.unshare(BY_NAME["user"].flag)
         before = links("thread-self")
         with (
-            forked(lambda: _shim.unshare(BY_NAME["net"].flag)) as pid,
+            forked(lambda: calls_.unshare(BY_NAME["net"].flag)) as pid,
             pytest.raises(JoinPermissionError, match="no way"),
         ):
             enter(pid, "net")(print)()
@@ -720,7 +711,7 @@ def test_time_is_refused_where_the_way_back_would_lose_the_childrens(start):
     running = start("time")
 
     def test():
-        _shim.unshare(BY_NAME["time"].flag)  # of children only
+        calls_.unshare(BY_NAME["time"].flag)  # of children only
         before = links("self")
         with pytest.raises(JoinError, match="time_for_children"), enter(running.pid, "time"):
             raise AssertionError("inside")
@@ -826,7 +817,7 @@ def test_one_object_serves_several_threads_at_once(target):
     thread.start()
     stay()
     join(thread)
-    assert _stays._stacks == {}
+    assert stays._stacks == {}
 
 
 def test_with_a_prepared_namespace_nothing_of_the_target_is_opened_again(start):
@@ -932,7 +923,7 @@ def test_where_0_to_2_are_closed_nothing_of_it_lies_there(target):
             assert watch.directory == 0
             assert {int(name) for name in os.listdir("/proc/self/fd")} & {1, 2} <= {1}  # 1 is listdir's own
         with enter(target.pid, "mnt"):
-            assert os.open("/", _shim.O_PATH) == 0
+            assert os.open("/", abi.O_PATH) == 0
 
     in_child(test)
 
@@ -946,7 +937,7 @@ def test_the_child_of_a_fork_does_not_take_its_parents_pidfd_for_its_own(target)
         in_child(child)
 
     def child():
-        _shim.unshare(BY_NAME["net"].flag)
+        calls_.unshare(BY_NAME["net"].flag)
         own = links("self")["net"]
         with enter(target.pid, "net"):
             pass

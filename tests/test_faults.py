@@ -24,7 +24,8 @@ from changed import become_nobody, become_old_kernel, in_child
 from conftest import IS_ROOT, Running, requires_root
 
 import nsjoin
-from nsjoin import _launch, _shim
+from nsjoin._engine import image
+from nsjoin._kernel import calls
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 
@@ -193,12 +194,12 @@ def test_a_full_tmp_is_told_and_nothing_stays_in_it(target):
     """Where memfds are not executed, the joiner is a file for the time of a launch."""
 
     def with_full_tmp() -> None:
-        _shim.unshare(0x00020000)  # CLONE_NEWNS
+        calls.unshare(0x00020000)  # CLONE_NEWNS
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4096", "nsjoin", "/tmp"], check=True)
         filler = Path("/tmp/filler")
         filler.write_bytes(bytes(4096))
-        _launch._image.memfd_does_not_run()
+        image._image.memfd_does_not_run()
         with pytest.raises(OSError, match="No space left") as caught:
             nsjoin.run_in(target.pid, ["true"], namespaces=["net", "pid"])
         assert caught.value.errno == errno.ENOSPC

@@ -14,8 +14,9 @@ from changed import in_child
 from conftest import requires_namespaces_of_pidfds, requires_root
 
 import nsjoin
-from nsjoin import _guard, _shim
-from nsjoin._nstype import BY_NAME
+from nsjoin._engine import guard
+from nsjoin._kernel import calls, procfs
+from nsjoin._kernel.nstypes import BY_NAME
 
 pytestmark = requires_root
 
@@ -508,15 +509,15 @@ def test_a_mount_namespace_is_not_taken_for_one_that_has_gone(start):
         with nsjoin.Namespace.from_pid(first.pid, "mnt") as namespace:
             known = namespace.id
         with nsjoin.enter(first.pid, "mnt"):
-            assert _guard.is_guarded()
-        assert (known.unique or known.ino) in _guard._foreign
+            assert guard.is_guarded()
+        assert (known.unique or known.ino) in procfs._foreign
         first.end()
         while first.process.poll() is None:
             os.sched_yield()
         for _ in range(200):  # until one of ours gets the number, if nobody else has got it before
-            _shim.unshare(BY_NAME["mnt"].flag)
+            calls.unshare(BY_NAME["mnt"].flag)
             if os.stat("/proc/thread-self/ns/mnt").st_ino == known.ino:
                 break
-        assert known.unique is None or not _guard.is_guarded()
+        assert known.unique is None or not guard.is_guarded()
 
     in_child(use)

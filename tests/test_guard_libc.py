@@ -214,9 +214,9 @@ def test_without_an_unwinder_of_our_own_nothing_is_joined(container: Container) 
     container.start("true")
     body = f"""
     import ctypes
-    nsjoin._shim.unshare(0x20000)  # CLONE_NEWNS
-    nsjoin._shim.lib.nsjoin_mount(b"", b"/", b"", 0x44000)  # MS_REC | MS_PRIVATE
-    nsjoin._shim.lib.nsjoin_mount(b"/dev/null", {path_of_library("libgcc_s.so.1").encode()!r}, b"", 0x1000)  # MS_BIND
+    nsjoin._kernel.calls.unshare(0x20000)  # CLONE_NEWNS
+    nsjoin._kernel.calls.lib.nsjoin_mount(b"", b"/", b"", 0x44000)  # MS_REC | MS_PRIVATE
+    nsjoin._kernel.calls.lib.nsjoin_mount(b"/dev/null", {path_of_library("libgcc_s.so.1").encode()!r}, b"", 0x1000)  # MS_BIND
     before = os.readlink("/proc/thread-self/ns/mnt")
     try:
         in_enter(lambda: print("inside"))

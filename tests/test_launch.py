@@ -33,10 +33,15 @@ from conftest import (
 )
 
 import nsjoin
-from nsjoin import _launch, _shim
-from nsjoin._launch import At, Failed, Ids, Job, launch, pack, wait
-from nsjoin._plan import Step
-from nsjoin._shim import ffi, lib
+from nsjoin._engine import children as children_
+from nsjoin._engine import image
+from nsjoin._engine.children import wait
+from nsjoin._engine.job import At, Failed, Ids, Job, Step
+from nsjoin._engine.launch import launch
+from nsjoin._engine.wire import pack
+from nsjoin._kernel import calls as calls_
+from nsjoin._kernel import thread as thread_
+from nsjoin._kernel.calls import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -207,7 +212,7 @@ def test_what_only_waits_for_a_processor_is_waited_for(program, is_gone):
         killer = threading.Timer(1, process.kill)
         killer.start()
         try:
-            assert _launch._reap(process.pid, 0.05) is is_gone
+            assert children_._reap(process.pid, 0.05) is is_gone
         finally:
             killer.join()
 
@@ -216,7 +221,7 @@ def test_what_only_waits_for_a_processor_is_waited_for(program, is_gone):
 
 
 def test_the_joiner_is_sealed_and_cannot_be_written():
-    fd, is_to_be_closed = _launch._image.open()
+    fd, is_to_be_closed = image._image.open()
     assert not is_to_be_closed
     assert fd > 2
     seals = fcntl.fcntl(fd, F_GET_SEALS)
@@ -236,13 +241,13 @@ def test_the_joiner_is_sealed_and_cannot_be_written():
             os.write(again, b"x")
     finally:
         os.close(again)
-    assert os.pread(fd, 1 << 20, 0) == _launch._image_bytes()
+    assert os.pread(fd, 1 << 20, 0) == image._image_bytes()
 
 
 def test_the_image_is_made_once():
-    first = _launch._image.open()
+    first = image._image.open()
     assert run(shell("exit 0")) == 0
-    assert _launch._image.open() == first
+    assert image._image.open() == first
 
 
 @pytest.mark.parametrize("keeps_its_number", [False, True])
@@ -258,7 +263,7 @@ def test_the_image_is_made_again_after_a_program_has_closed_all_descriptors(targ
             assert os.path.sameopenfile(other, number)
         return first, done
 
-    number = _launch._image.open()[0]
+    number = image._image.open()[0]
     outcome: list[tuple[int, int]] = []
     assert in_child(lambda: outcome[0], lambda: outcome.append(spawn())) == (7, 7)
 
@@ -271,8 +276,8 @@ def no_memfd(monkeypatch, tmp_path) -> Callable[[int], None]:
         def memfd_create(name: bytes, flags: int) -> int:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(_launch, "_image", _launch._Image())
-        monkeypatch.setattr(_shim, "memfd_create", memfd_create)
+        monkeypatch.setattr(image, "_image", image._Image())
+        monkeypatch.setattr(calls_, "memfd_create", memfd_create)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     return refuse
@@ -293,7 +298,7 @@ def test_where_a_memfd_is_made_but_does_not_run_a_file_serves(target, monkeypatc
     memfds_do_not_run(monkeypatch, tmp_path)
     for _ in range(2):
         assert nsjoin.run_in(target.pid, ["sh", "-c", "exit 7"]).returncode == 7
-    assert not _launch._image._memfd_runs  # and it is closed: the guard of the tests would see it
+    assert not image._image._memfd_runs  # and it is closed: the guard of the tests would see it
     assert os.listdir(tmp_path) == []
 
 
@@ -316,7 +321,7 @@ def test_with_memfd_noexec_2_it_works_all_the_same(tmp_path):
         "import os, nsjoin\n"
         "with nsjoin.Namespace.current('uts') as uts:\n"
         "    print(nsjoin.run_in(uts, ['sh', '-c', 'exit 7'], stdin=0).returncode)\n"
-        "print(nsjoin._launch._image._memfd_runs, os.listdir(os.environ['TMPDIR']))\n"
+        "print(nsjoin._engine.image._image._memfd_runs, os.listdir(os.environ['TMPDIR']))\n"
     )
     done = subprocess.run(
         [*IN_NEW_PID_NAMESPACE, "sh", "-c", refuse_memfds, "sh", sys.executable, "-c", script],
@@ -337,8 +342,8 @@ def limit_files(size: int) -> None:
 
 
 def with_a_new_image() -> None:
-    _launch._image.memfd_does_not_run()  # closes it
-    _launch._image = _launch._Image()
+    image._image.memfd_does_not_run()  # closes it
+    image._image = image._Image()
 
 
 @pytest.mark.parametrize(
@@ -368,7 +373,7 @@ def write_unguarded(fd: int, data: bytes, what: str) -> None:
 
 
 def test_unless_its_signal_is_blocked_the_limit_ends_the_caller(near, monkeypatch):
-    monkeypatch.setattr(_shim, "write_all", write_unguarded)
+    monkeypatch.setattr(calls_, "write_all", write_unguarded)
     with pytest.raises(AssertionError, match=f"the child ended with status {signal.SIGXFSZ}"):
         in_child(lambda: nsjoin.run_in(near.pid, ["true"]).returncode, lambda: limit_files(100))
 
@@ -557,7 +562,7 @@ def test_ctrl_c_ends_the_wait_for_a_program_that_something_inside_has_stopped(ne
 def ends_beside_a_fork(target: int, fork: str, seconds: float | None) -> bool:
     """Whether a launch ends although a child lives on that another thread has forked while the joiner was held."""
     # the barrier is still open in this process by then, and the forked one gets a copy of it
-    with held(f"/proc/self/fd/{_launch._image.open()[0]}") as joiner:
+    with held(f"/proc/self/fd/{image._image.open()[0]}") as joiner:
         spawning = Spawning(target, ["true"], timeout=seconds)
         joiner.wait()
         with living_on(fork):
@@ -778,7 +783,7 @@ def test_a_call_that_fails_is_an_error_and_nothing_is_left(near, fault, expected
 def test_home_is_left_again_or_it_is_told(near, monkeypatch, failing):
     calls = []
 
-    def setns(fd, nstype, real=_shim.setns):
+    def setns(fd, nstype, real=calls_.setns):
         calls.append(fd)
         if len(calls) in failing:
             raise PermissionError(errno.EPERM, "injected")
@@ -792,7 +797,7 @@ def test_home_is_left_again_or_it_is_told(near, monkeypatch, failing):
     raised = {(): None, (1,): PermissionError, (2,): nsjoin.RestoreError, ("a signal",): Interrupt}[failing]
     with nsjoin.enter(near.pid, "pid"):
         away = born_into()
-        monkeypatch.setattr(_shim, "setns", setns)
-        with pytest.raises(raised) if raised else contextlib.nullcontext(), _launch.home():
+        monkeypatch.setattr(calls_, "setns", setns)
+        with pytest.raises(raised) if raised else contextlib.nullcontext(), thread_.home():
             assert born_into() != away
         assert (born_into() == away) is (failing != (2,))

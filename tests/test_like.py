@@ -28,7 +28,15 @@ from conftest import (
 )
 
 import nsjoin
-from nsjoin import TARGET, _capabilities, _cgroup, _launch, _like, _procfs, _shim, _start, _target
+from nsjoin import TARGET
+from nsjoin._engine import children, job
+from nsjoin._joining import failures
+from nsjoin._joining import start as start_
+from nsjoin._kernel import abi, capabilities, procfs
+from nsjoin._kernel import calls as calls_
+from nsjoin._target import cgroups as cgroups_
+from nsjoin._target import likeness
+from nsjoin._target import target as target_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,17 +208,17 @@ def test_no_environment_at_all_is_one_too(begin):
 def test_an_environment_that_goes_while_it_is_opened_is_read_again(begin, monkeypatch):
     """execve(2) between our open and our read."""
     target = begin("user", "mnt", script="export WORD=theirs")
-    opened = _like._open
+    opened = likeness._open
 
     def open_an_empty_one_first(process, name, flags, stack):
         if name == "environ":
-            monkeypatch.setattr(_like, "_open", opened)
+            monkeypatch.setattr(likeness, "_open", opened)
             fd = os.memfd_create("empty")
             stack.callback(os.close, fd)
             return fd
         return opened(process, name, flags, stack)
 
-    monkeypatch.setattr(_like, "_open", open_an_empty_one_first)
+    monkeypatch.setattr(likeness, "_open", open_an_empty_one_first)
     assert output(target.pid, "sh", "-c", "echo $WORD", env=TARGET) == "theirs\n"
 
 
@@ -456,7 +464,7 @@ def test_the_table_of_capabilities_is_the_kernels():
     if not header.exists():
         pytest.skip("linux/capability.h is not installed")
     numbers = re.findall(r"^#define CAP_(\w+)\s+(\d+)$", header.read_text(), re.MULTILINE)
-    assert [name.lower() for name, _ in sorted(numbers, key=lambda pair: int(pair[1]))] == list(_capabilities.NAMES)
+    assert [name.lower() for name, _ in sorted(numbers, key=lambda pair: int(pair[1]))] == list(capabilities.NAMES)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +519,7 @@ def test_ids_that_are_said_go_before_the_targets(start):
 
 @pytest.mark.parametrize("score", [-1000, 1000])
 def test_the_least_and_the_greatest_score_are_taken(score):
-    choice = _like.choose({"oom_score_adj": score}, like_target=False)
+    choice = likeness.choose({"oom_score_adj": score}, like_target=False)
     assert choice is not None
     assert choice.oom_score_adj == str(score).encode()
 
@@ -554,13 +562,13 @@ def test_a_kernel_that_does_not_tell_of_no_new_privs():
         nsjoin.Target.from_pid(os.getpid()) as me,
         pytest.raises(nsjoin.JoinError, match=r"from Linux 4\.10") as caught,
     ):
-        _like._no_new_privs(TARGET, me, {})
+        likeness._no_new_privs(TARGET, me, {})
     assert caught.value.errno == errno.ENOSYS
 
 
 def test_a_capability_that_this_table_does_not_know_is_called_by_its_number():
-    last = len(_capabilities.NAMES) - 1
-    assert (_capabilities.name_of(last), _capabilities.name_of(last + 1)) == (
+    last = len(capabilities.NAMES) - 1
+    assert (capabilities.name_of(last), capabilities.name_of(last + 1)) == (
         "cap_checkpoint_restore",
         f"capability {last + 1}",
     )
@@ -603,13 +611,13 @@ def test_a_label_that_may_not_be_read_is_told():
         def read_proc(self, name: str) -> str:
             raise OSError(self.number, f"injected for {name}")
 
-    assert [_like._own_label(Unlabelled(number)) for number in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP)] == [
+    assert [likeness._own_label(Unlabelled(number)) for number in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP)] == [
         None,
         None,
         None,
     ]
     with pytest.raises(OSError, match=r"injected for attr/current"):
-        _like._own_label(Unlabelled(errno.EACCES))
+        likeness._own_label(Unlabelled(errno.EACCES))
 
 
 def test_what_one_may_not_do_says_which_capability(start):
@@ -685,8 +693,8 @@ def test_a_label_is_written_as_its_security_module_takes_it(monkeypatch, tmp_pat
     enabled = tmp_path / "enabled"
     if apparmor:
         enabled.write_text(f"{apparmor}\n")
-    monkeypatch.setattr(_like, "_APPARMOR", str(enabled))
-    assert _like._label(label) == written
+    monkeypatch.setattr(likeness, "_APPARMOR", str(enabled))
+    assert likeness._label(label) == written
 
 
 @requires_root
@@ -704,8 +712,8 @@ def test_the_targets_label_is_that_of_its_proc_unless_it_is_ours(start, tmp_path
             ["mount", "--bind", f"{tmp_path}/ours", f"/proc/{os.getpid()}/task/{os.getpid()}/attr/current"], check=True
         )
         with nsjoin.Target.from_pid(target.pid) as process, nsjoin.Target.from_pid(os.getpid()) as me:
-            assert _like._own_label(process) == "theirs (enforce)"
-            assert _like._own_label(me) is None
+            assert likeness._own_label(process) == "theirs (enforce)"
+            assert likeness._own_label(me) is None
 
     in_child(labelled)
 
@@ -731,7 +739,7 @@ def test_what_is_written_to_proc_needs_one(keywords):
 def cgroup() -> Iterator[str]:
     """A new cgroup with one name in every hierarchy, removed afterwards."""
     name = f"/nsjoin-like-{os.getpid()}"
-    folders = [Path(mount.point + name) for mount in _cgroup._mounts()]
+    folders = [Path(mount.point + name) for mount in cgroups_._mounts()]
     made = []
     try:
         for folder in folders:
@@ -750,7 +758,7 @@ def cgroup() -> Iterator[str]:
 
 def paths(text: str) -> dict[str, str]:
     """By their controllers the cgroups in the hierarchies that are mounted here; a container may have left another."""
-    mounts = _cgroup._mounts()
+    mounts = cgroups_._mounts()
     found = {}
     for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -772,7 +780,7 @@ def test_into_every_hierarchy_that_has_it(target, cgroup, namespaces):
 @requires_root
 def test_as_the_target_and_what_is_removed_is_told(start, cgroup):
     target = start("pid", "mnt")
-    for mount in _cgroup._mounts():
+    for mount in cgroups_._mounts():
         Path(f"{mount.point}{cgroup}/cgroup.procs").write_text(str(target.pid))
     with nsjoin.spawn_in(target.pid, ["cat"], stdin=subprocess.PIPE, cgroup=TARGET) as process:
         assert set(paths(Path(f"/proc/{process.pid}/cgroup").read_text()).values()) == {cgroup}
@@ -824,7 +832,7 @@ def test_a_hierarchy_that_limits_nothing_is_left_out_where_it_is_mounted_only_in
 
 def version_2() -> str | None:
     """Where it is mounted."""
-    return next((mount.point for mount in _cgroup._mounts() if not mount.controllers), None)
+    return next((mount.point for mount in cgroups_._mounts() if not mount.controllers), None)
 
 
 @requires_root
@@ -857,7 +865,7 @@ def test_one_outside_of_our_cgroup_namespace_is_found_where_a_mount_shows_it(sta
 def test_a_mount_of_the_hierarchy_that_shows_it_is_found(start, cgroup, tmp_path):
     """Beside one that shows another part, and one that lies below something else."""
     target = start("pid", "uts")
-    two = [mount for mount in _cgroup._mounts() if not mount.controllers or "freezer" in mount.controllers]
+    two = [mount for mount in cgroups_._mounts() if not mount.controllers or "freezer" in mount.controllers]
 
     def with_more_mounts() -> None:
         nsjoin.unshare("mnt")
@@ -886,7 +894,7 @@ def with_or_without_openat2(request, monkeypatch):
         def refuse(*_args):
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-        monkeypatch.setattr(_shim, "openat2_on_mount", refuse)
+        monkeypatch.setattr(calls_, "openat2_on_mount", refuse)
 
 
 @requires_root
@@ -894,7 +902,7 @@ def with_or_without_openat2(request, monkeypatch):
 @pytest.mark.usefixtures("with_or_without_openat2")
 def test_nothing_that_is_mounted_on_a_cgroup_is_opened_or_written_to(start, cgroup, tmp_path, what):
     target = start("pid", "uts")
-    for mount in _cgroup._mounts():
+    for mount in cgroups_._mounts():
         Path(f"{mount.point}{cgroup}/cgroup.procs").write_text(str(target.pid))
 
     def with_mounts() -> None:
@@ -905,7 +913,7 @@ def test_nothing_that_is_mounted_on_a_cgroup_is_opened_or_written_to(start, cgro
             os.mkfifo(false)
         else:
             false.touch()
-        for mount in _cgroup._mounts():
+        for mount in cgroups_._mounts():
             folder = mount.point + cgroup
             pair = [tmp_path, folder] if "the cgroup" in what else [false, f"{folder}/cgroup.procs"]
             subprocess.run(["mount", "--bind", *pair], check=True)
@@ -924,7 +932,7 @@ def test_a_hierarchy_that_lies_below_another_mount_is_not_looked_for_there(cgrou
     def covered() -> None:
         nsjoin.unshare("mnt")
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-        for mount in _cgroup._mounts():
+        for mount in cgroups_._mounts():
             folder = f"{tmp_path}/{os.path.basename(mount.point)}{cgroup}"
             os.makedirs(folder)
             os.mkfifo(f"{folder}/cgroup.procs")
@@ -936,7 +944,7 @@ def test_a_hierarchy_that_lies_below_another_mount_is_not_looked_for_there(cgrou
 
 
 def test_a_cgroup_of_a_like_name_is_not_below_what_is_mounted():
-    mount = next(iter(_cgroup._mounts()))._replace(root="/a/b")
+    mount = next(iter(cgroups_._mounts()))._replace(root="/a/b")
     paths_below = {"/a/b": ".", "/a/b/c": "c", "/a/bc": None, "/a": None, "/a/b/../c": None, "/a/b/": "."}
     assert {path: mount.below(path) for path in paths_below} == paths_below
 
@@ -947,30 +955,30 @@ def test_a_mount_point_may_have_a_space_in_its_name(monkeypatch, tmp_path):
     line = str(place).replace("\\", "\\134").replace(" ", "\\040")
     device = place.stat().st_dev
     text = f"30 20 {os.major(device)}:{os.minor(device)} / {line} rw - cgroup2 none rw\n"
-    monkeypatch.setattr(_procfs, "read", lambda name: text)
-    assert _cgroup._mounts() == [_cgroup._Mount(device, frozenset(), "/", str(place))]
+    monkeypatch.setattr(procfs, "read", lambda name: text)
+    assert cgroups_._mounts() == [cgroups_._Mount(device, frozenset(), "/", str(place))]
 
 
 @requires_root
 def test_a_file_that_takes_the_place_just_then_is_not_written_to(monkeypatch, cgroup):
     """Before Linux 5.6, between the look and the open."""
     with tempfile.TemporaryFile() as other, contextlib.ExitStack() as stack:
-        monkeypatch.setattr(_shim, "openat2_on_mount", lambda *_args: os.dup(other.fileno()))
+        monkeypatch.setattr(calls_, "openat2_on_mount", lambda *_args: os.dup(other.fileno()))
         with pytest.raises(nsjoin.JoinError, match="something else is mounted there"):
-            _cgroup.of_path(cgroup, stack)
+            cgroups_.of_path(cgroup, stack)
 
 
 @requires_root
 def test_a_mount_that_covers_the_hierarchy_just_then_is_seen(monkeypatch, cgroup, tmp_path):
-    mounts = [mount._replace(point=str(tmp_path)) for mount in _cgroup._mounts()]
-    monkeypatch.setattr(_cgroup, "_mounts", lambda: mounts)
-    monkeypatch.setattr(_cgroup._Mount, "_is_seen", lambda _self: True)
+    mounts = [mount._replace(point=str(tmp_path)) for mount in cgroups_._mounts()]
+    monkeypatch.setattr(cgroups_, "_mounts", lambda: mounts)
+    monkeypatch.setattr(cgroups_._Mount, "_is_seen", lambda _self: True)
     (tmp_path / cgroup[1:]).mkdir()
     with (
         pytest.raises(nsjoin.JoinError, match=f"cgroup of {tmp_path}.*something else"),
         contextlib.ExitStack() as stack,
     ):
-        _cgroup.of_path(cgroup, stack)
+        cgroups_.of_path(cgroup, stack)
 
 
 @requires_root
@@ -980,8 +988,8 @@ def test_its_descriptors_do_not_stand_where_stdio_goes(target, cgroup):
         os.closerange(0, 3)
         try:
             with contextlib.ExitStack() as stack, nsjoin.Target.from_pid(target.pid) as process:
-                opened = [fd for found in _cgroup.of_path(cgroup, stack) for fd in found[:2]]
-                opened += [_like._open(process, "cwd", _shim.O_PATH, stack), _like._ours("/", stack)]
+                opened = [fd for found in cgroups_.of_path(cgroup, stack) for fd in found[:2]]
+                opened += [likeness._open(process, "cwd", abi.O_PATH, stack), likeness._ours("/", stack)]
                 assert min(opened) > 2
         finally:
             for fd, copy in enumerate(before):
@@ -1028,14 +1036,14 @@ def test_an_ordinary_user_is_told_what_a_move_needs(cgroup):
     ],
 )
 def test_what_the_kernel_means_is_said(number, words):
-    failed = _launch.Failed(_launch.At.CGROUP, 0, number)
-    with nsjoin.Target.from_pid(os.getpid()) as me, _target.OpenTarget(_target.check_target(me)) as opened:
-        assert re.search(words, str(_start._explain(failed, opened, None, None)))
+    failed = job.Failed(job.At.CGROUP, 0, number)
+    with nsjoin.Target.from_pid(os.getpid()) as me, target_.OpenTarget(target_.check_target(me)) as opened:
+        assert re.search(words, str(failures._explain(failed, opened, None, None)))
 
 
 def hierarchy(kind: str) -> Path | None:
     """Where a hierarchy that freezes is mounted."""
-    for mount in _cgroup._mounts():
+    for mount in cgroups_._mounts():
         if "freezer" in mount.controllers if kind == "v1" else not mount.controllers:
             return Path(mount.point)
     return None
@@ -1073,10 +1081,10 @@ def freezer(request, cgroup) -> Iterator[Freezer]:
     one = Freezer(request.param, cgroup)
     yield one
     one.thaw()
-    for pid in list(_launch._unreaped):  # of version 1, what is frozen cannot even be killed before
+    for pid in list(children._unreaped):  # of version 1, what is frozen cannot even be killed before
         wait_until_ended(pid)
-    _launch._reap_late()
-    assert not _launch._unreaped
+    children._reap_late()
+    assert not children._unreaped
     assert one.processes() == ""
     one.below.rmdir()
 
@@ -1084,13 +1092,13 @@ def freezer(request, cgroup) -> Iterator[Freezer]:
 @pytest.fixture
 def frozen_just_then(freezer, monkeypatch) -> Freezer:
     """It is frozen when it has been looked at, and before anything moves there."""
-    launch = _start._launch_in_cgroup
+    launch = start_._launch_in_cgroup
 
     def freeze_and_launch(*arguments: Any) -> Any:
         freezer.freeze()
         return (yield from launch(*arguments))
 
-    monkeypatch.setattr(_start, "_launch_in_cgroup", freeze_and_launch)
+    monkeypatch.setattr(start_, "_launch_in_cgroup", freeze_and_launch)
     return freezer
 
 
@@ -1135,9 +1143,9 @@ def test_an_order_to_freeze_that_is_not_carried_out_yet_counts(freezer, monkeypa
     """As long as one of its processes sleeps in the kernel, cgroup.events says "frozen 0"."""
     if freezer.kind == "v1":
         pytest.skip("freezer.state says FREEZING then")
-    read = _cgroup._read_in
+    read = cgroups_._read_in
     not_yet = {"cgroup.events": "populated 1\nfrozen 0"}
-    monkeypatch.setattr(_cgroup, "_read_in", lambda fd, name: not_yet[name] if name in not_yet else read(fd, name))
+    monkeypatch.setattr(cgroups_, "_read_in", lambda fd, name: not_yet[name] if name in not_yet else read(fd, name))
     freezer.freeze()
     for name in freezer.names:
         with pytest.raises(nsjoin.JoinError, match=FROZEN):
@@ -1153,7 +1161,7 @@ def test_of_one_that_is_frozen_just_then_a_timeout_tells_and_nothing_stays(targe
         run(target.pid, ["true"], namespaces=types, cgroup=frozen_just_then.names[level], timeout=0.3)
     assert isinstance(caught.value.__cause__, nsjoin.JoinError)
     assert re.search(FROZEN, str(caught.value.__cause__))
-    assert not _launch._unreaped  # and it is frozen still
+    assert not children._unreaped  # and it is frozen still
     assert frozen_just_then.processes() == ""
 
 
@@ -1180,18 +1188,18 @@ def test_nor_does_a_program_hold_us_up_that_is_frozen_later(start, freezer, run,
 @WITH_AND_WITHOUT_PID
 @pytest.mark.parametrize("freezer", ["v1"], indirect=True)
 def test_without_the_way_home_the_joiner_stays_there(target, frozen_just_then, types, monkeypatch):
-    monkeypatch.setattr(_cgroup, "_open_home", lambda mount, stack: -1)
+    monkeypatch.setattr(cgroups_, "_open_home", lambda mount, stack: -1)
     while not frozen_just_then.processes():  # on a loaded machine it may not have come that far
         with pytest.raises(subprocess.TimeoutExpired):
             nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=frozen_just_then.names[0], timeout=0.3)
-        monkeypatch.setattr(_cgroup, "_frozen", lambda cgroup: None)
-    assert _launch._unreaped
+        monkeypatch.setattr(cgroups_, "_frozen", lambda cgroup: None)
+    assert children._unreaped
 
 
 @requires_root
 @WITH_AND_WITHOUT_PID
 def test_without_a_look_before_it_hangs(target, freezer, types, monkeypatch):
-    monkeypatch.setattr(_cgroup, "_frozen", lambda cgroup: None)
+    monkeypatch.setattr(cgroups_, "_frozen", lambda cgroup: None)
     freezer.freeze()
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         nsjoin.run_in(target.pid, ["true"], namespaces=types, cgroup=freezer.names[0], timeout=0.3)

@@ -9,7 +9,8 @@ import pytest
 from conftest import requires_root
 
 import nsjoin
-from nsjoin import _accounts, _shim
+from nsjoin._kernel import abi, calls
+from nsjoin._target import accounts
 
 SETUP = """
 mount -t tmpfs none /etc
@@ -76,7 +77,7 @@ def either_way(request, monkeypatch):
         def refuse(*_args):
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-        monkeypatch.setattr(_shim, "openat2_in_root", refuse)
+        monkeypatch.setattr(calls, "openat2_in_root", refuse)
 
 
 @pytest.fixture
@@ -90,14 +91,14 @@ def root(tmp_path):
     (tmp_path / "etc" / "loop").symlink_to("loop")
     (tmp_path / "etc" / "self").symlink_to("/proc/self/environ")
     os.mkfifo(tmp_path / "etc" / "fifo")
-    fd = os.open(tmp_path, _shim.O_PATH)
+    fd = os.open(tmp_path, abi.O_PATH)
     yield fd
     os.close(fd)
 
 
 @pytest.mark.parametrize("path", ["etc/passwd", "etc/up", "/etc/../etc//./passwd", "../../real"])
 def test_links_stay_inside_the_root(root, path, either_way):
-    fd = _accounts.open_in_root(root, path)
+    fd = accounts.open_in_root(root, path)
     try:
         assert os.read(fd, 100) == b"inside"
     finally:
@@ -118,5 +119,5 @@ def test_links_stay_inside_the_root(root, path, either_way):
 )
 def test_what_is_not_a_file_inside_is_refused(root, path, number, either_way):
     with pytest.raises(OSError, match=r"\[Errno") as caught:
-        _accounts.open_in_root(root, path)
+        accounts.open_in_root(root, path)
     assert caught.value.errno == number

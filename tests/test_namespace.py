@@ -28,11 +28,11 @@ from nsjoin import (
     NamespacePermissionError,
     NotANamespaceError,
     TargetGoneError,
-    _shim,
     aio,
 )
-from nsjoin._create import PidNamespace
-from nsjoin._nstype import BY_NAME
+from nsjoin._kernel import abi, calls
+from nsjoin._kernel.nstypes import BY_NAME
+from nsjoin._verbs.create import PidNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ def test_from_pid_opens_the_namespace_that_the_process_is_in(target, nstype):
     with Namespace.from_pid(target.pid, nstype) as namespace:
         assert namespace.nstype == nstype
         assert namespace.id.ino == os.fstat(namespace.fileno()).st_ino == inode(target.pid, nstype)
-        assert _shim.namespace_type(namespace.fileno()) == BY_NAME[nstype].flag
+        assert calls.namespace_type(namespace.fileno()) == BY_NAME[nstype].flag
         with Namespace.current(nstype) as own:
             assert own != namespace
 
@@ -83,7 +83,7 @@ def test_from_pid_takes_the_id_of_a_thread():
     ids, done = [], threading.Event()
 
     def live_elsewhere():
-        _shim.unshare(BY_NAME["uts"].flag)
+        calls.unshare(BY_NAME["uts"].flag)
         ids.append(threading.get_native_id())
         moved.set()
         done.wait()
@@ -120,7 +120,7 @@ class FsPath:
 def test_from_path_opens_a_bind_mount(target, tmp_path):
     def open_bind_mount():
         libc = ctypes.CDLL(None, use_errno=True)
-        _shim.unshare(BY_NAME["mnt"].flag)
+        calls.unshare(BY_NAME["mnt"].flag)
         assert libc.mount(b"none", b"/", None, 1 << 18 | 1 << 14, None) == 0  # MS_PRIVATE | MS_REC
         path = tmp_path / "blue"
         path.touch()
@@ -155,7 +155,7 @@ def test_current_is_this_threads(nstype):
 @pytest.mark.parametrize("nstype", [pytest.param("pid", marks=requires_namespaces_of_pidfds), "time"])
 def test_current_for_children_is_what_children_get(nstype):
     def differ():
-        _shim.unshare(BY_NAME["user"].flag | BY_NAME[nstype].flag)
+        calls.unshare(BY_NAME["user"].flag | BY_NAME[nstype].flag)
         with Namespace.current(nstype, for_children=True) as children, Namespace.current(nstype) as own:
             assert children.id.ino == inode("self", f"{nstype}_for_children") if nstype == "time" else children != own
             assert own.id.ino == inode("self", nstype) != children.id.ino
@@ -168,7 +168,7 @@ def test_all_is_the_same_on_a_kernel_that_gives_no_namespace_by_pidfd(target, pi
     def open_all():
         become_old_kernel(pidfds=pidfds)
         with pytest.raises(OSError, match=r"Inappropriate ioctl|Function not implemented"):
-            _shim.pidfd_namespace(_shim.pidfd_open(os.getpid()), BY_NAME["net"].get)
+            calls.pidfd_namespace(calls.pidfd_open(os.getpid()), BY_NAME["net"].get)
         for nstype in IN_TARGET:
             with Namespace.from_pid(target.pid, nstype) as theirs, Namespace.current(nstype) as own:
                 assert theirs.id == NamespaceId(os.stat(f"/proc/{target.pid}/ns/{nstype}").st_dev, theirs.id.ino, None)
@@ -251,7 +251,7 @@ def test_ids_compare_by_the_unique_number_where_both_have_it(one, two, equal):
 @requires_root
 def test_a_recycled_inode_number_is_another_namespace():
     def make():
-        _shim.unshare(BY_NAME["uts"].flag)
+        calls.unshare(BY_NAME["uts"].flag)
         with Namespace.current("uts") as namespace:
             return namespace
 
@@ -259,13 +259,13 @@ def test_a_recycled_inode_number_is_another_namespace():
         first = make()
         if first.id.unique is None:
             return  # before Linux 6.18 nothing tells them apart
-        _shim.unshare(BY_NAME["uts"].flag)  # ends the first one
+        calls.unshare(BY_NAME["uts"].flag)  # ends the first one
         for _ in range(1000):
             again = make()
             if again.id[:2] == first.id[:2]:
                 assert again != first
                 return
-            _shim.unshare(BY_NAME["uts"].flag)
+            calls.unshare(BY_NAME["uts"].flag)
         raise AssertionError("the kernel gives no number out again any more: this test proves nothing")
 
     in_child(make_until_recycled)
@@ -305,7 +305,7 @@ def test_only_pid_and_user_namespaces_have_parents(nstype):
 def test_what_lies_outside_of_ours_is_not_shown():
     def ask_from_inside():
         with Namespace.current("net") as outer:
-            _shim.unshare(BY_NAME["user"].flag)
+            calls.unshare(BY_NAME["user"].flag)
             with pytest.raises(NamespacePermissionError, match="outside of our namespace") as caught:
                 outer.owner()
             assert (caught.value.step, caught.value.nstype) == ("NS_GET_USERNS", "net")
@@ -327,7 +327,7 @@ def test_the_owner_uid_is_the_one_who_made_the_user_namespace():
             child = os.fork()
             if child == 0:
                 os.setresuid(NOBODY, NOBODY, NOBODY)
-                _shim.unshare(BY_NAME["user"].flag | BY_NAME["net"].flag)
+                calls.unshare(BY_NAME["user"].flag | BY_NAME["net"].flag)
                 os.write(writer, b"!")
                 signal.pause()
             stack.callback(os.waitpid, child, 0)
@@ -439,7 +439,7 @@ def test_a_nul_in_the_path_is_a_value_error():
 
 
 @pytest.mark.parametrize(
-    "flags", [os.O_RDONLY, _shim.O_PATH, _shim.O_PATH | os.O_DIRECTORY], ids=["a file", "O_PATH of a file", "O_PATH"]
+    "flags", [os.O_RDONLY, abi.O_PATH, abi.O_PATH | os.O_DIRECTORY], ids=["a file", "O_PATH of a file", "O_PATH"]
 )
 def test_from_fd_refuses_any_other_descriptor(flags, tmp_path):
     (tmp_path / "file").touch()
@@ -454,7 +454,7 @@ def test_from_fd_refuses_any_other_descriptor(flags, tmp_path):
 
 
 def test_an_o_path_descriptor_of_a_namespace_is_none_since_setns_does_not_take_it():
-    fd = os.open("/proc/self/ns/net", _shim.O_PATH)
+    fd = os.open("/proc/self/ns/net", abi.O_PATH)
     try:
         with pytest.raises(NotANamespaceError):
             Namespace.from_fd(fd)
@@ -465,7 +465,7 @@ def test_an_o_path_descriptor_of_a_namespace_is_none_since_setns_does_not_take_i
 def test_from_fd_refuses_pipes_and_sockets_and_pidfds():
     reader, writer = os.pipe()
     one, two = socket.socketpair()
-    pidfd = _shim.pidfd_open(os.getpid())
+    pidfd = calls.pidfd_open(os.getpid())
     try:
         for fd in (reader, writer, one.fileno(), pidfd):
             with pytest.raises(NotANamespaceError):

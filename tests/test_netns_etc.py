@@ -17,7 +17,8 @@ from child import in_child
 from conftest import requires_program, requires_root
 
 import nsjoin
-from nsjoin import _shim, aio
+from nsjoin import aio
+from nsjoin._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ SYS_MOUNT, SYS_SETNS = {"x86_64": (165, 308), "aarch64": (40, 268)}[platform.mac
 def own_files() -> None:
     """/run and /etc of the test's own, with one network namespace that has a name, and files."""
     nsjoin.unshare("mnt")
-    _shim.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
+    calls.mount("none", "/", 1 << 18 | 1 << 14)  # MS_PRIVATE | MS_REC
     subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", "/etc"], check=True)
     os.makedirs(f"/etc/netns/{NAME}")
@@ -174,7 +175,7 @@ def test_a_namespace_has_to_have_a_name():
     ],
 )
 def test_what_it_does_not_fit_is_refused(target, namespaces, text, monkeypatch):
-    monkeypatch.setattr("nsjoin._netns_etc._name", lambda net, path: "blue")
+    monkeypatch.setattr("nsjoin._target.netns_etc._name", lambda net, path: "blue")
     with pytest.raises(ValueError, match=text):
         nsjoin.spawn_in(target, ["true"], namespaces=namespaces, netns_etc=True)
 
@@ -224,9 +225,9 @@ def test_a_chroot_is_not_left():
         for folder in ("sys", "proc", "run", "etc"):
             os.mkdir(f"/etc/root/{folder}")
         for folder in ("proc", "run"):
-            _shim.mount(f"/{folder}", f"/etc/root/{folder}", 1 << 12 | 1 << 14)  # MS_BIND | MS_REC
+            calls.mount(f"/{folder}", f"/etc/root/{folder}", 1 << 12 | 1 << 14)  # MS_BIND | MS_REC
         subprocess.run(["mount", "-t", "sysfs", "none", "/etc/root/sys"], check=True)
-        _shim.mount("/etc/root", "/etc/root", 1 << 12 | 1 << 14)
+        calls.mount("/etc/root", "/etc/root", 1 << 12 | 1 << 14)
         os.chroot("/etc/root")
         os.chdir("/")
 

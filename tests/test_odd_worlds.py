@@ -25,7 +25,10 @@ from conftest import requires_program, requires_root
 from test_attacks_hangs import mounted
 
 import nsjoin
-from nsjoin import _cgroup, _launch, _like, _shim, _survey
+from nsjoin._engine import children as children_
+from nsjoin._engine import image as image_
+from nsjoin._kernel import abi, calls
+from nsjoin._target import cgroups, likeness, survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +53,7 @@ def folder() -> Iterator[Path]:
 def static(folder) -> str:
     """A program that needs no file: it ends with 0."""
     program = folder / "static"
-    program.write_bytes(_launch._image_bytes())
+    program.write_bytes(image_._image_bytes())
     program.chmod(0o755)
     return str(program)
 
@@ -108,7 +111,7 @@ def test_a_directory_that_never_answers_does_not_outlast_the_timeout(start, stat
         os.close(fd)
         target.end()  # what hangs there cannot be killed before
         while children() - before:
-            _launch._reap_late()
+            children_._reap_late()
 
 
 @requires_root
@@ -202,9 +205,9 @@ def test_a_survey_does_not_wait_for_a_file_system_that_never_answers(start, fold
 @requires_root
 @pytest.mark.parametrize("how", KEPT)
 def test_with_a_plain_open_and_fstat_it_would(start, folder, how, monkeypatch):
-    monkeypatch.setattr(_shim, "device", lambda fd: os.fstat(fd).st_dev)
+    monkeypatch.setattr(calls, "device", lambda fd: os.fstat(fd).st_dev)
     monkeypatch.setattr(
-        _survey, "_open_without_asking", lambda root, place: os.open(place.lstrip("/"), _shim.O_PATH, dir_fd=root)
+        survey, "_open_without_asking", lambda root, place: os.open(place.lstrip("/"), abi.O_PATH, dir_fd=root)
     )
     with kept_below_fuse(start, folder, how) as target:
         thread = threading.Thread(target=lambda: list(nsjoin.iter_namespaces()))
@@ -295,16 +298,16 @@ def test_the_joiner_that_an_interpreter_of_the_targets_is_given_is_sealed(interp
 @requires_program("cc")
 @pytest.mark.parametrize("interpreted", ["O"], indirect=True)
 def test_without_the_seals_it_is_the_interpreters_to_write(interpreted, folder, monkeypatch):
-    monkeypatch.setattr(_launch, "_image", _launch._Image())
-    monkeypatch.setattr(_launch, "_seal", lambda fd: None)
+    monkeypatch.setattr(image_, "_image", image_._Image())
+    monkeypatch.setattr(image_, "_seal", lambda fd: None)
     script = folder / "script"
     script.write_text("#!/proc/self/exe\n")
     script.chmod(0o755)
     try:
         done = nsjoin.run_in(interpreted.pid, [str(script)], capture_output=True, text=True, check=True)
-        image = os.pread(_launch._image.open()[0], 7, 0)
+        image = os.pread(image_._image.open()[0], 7, 0)
     finally:
-        _launch._image.memfd_does_not_run()  # closes it
+        image_._image.memfd_does_not_run()  # closes it
     assert (done.stdout, image) == ("/proc/self/exe given=1 written=1", b"hostile")
 
 
@@ -397,7 +400,7 @@ def test_the_targets_setting_is_not_ours(start):
     target = start("mnt", "pid", program=f"echo 2 >{NOEXEC}; echo set; exec sleep infinity")
     assert line_of(target) == "set"
     assert nsjoin.run_in(target.pid, ["cat", NOEXEC], stdout=subprocess.PIPE).stdout == b"2\n"
-    assert _launch._image._memfd_runs
+    assert image_._image._memfd_runs
     assert Path(NOEXEC).read_text() != "2\n"
 
 
@@ -512,9 +515,9 @@ def test_without_overcommit_a_program_of_a_big_caller_costs_no_memory_and_a_fork
 
 #: When it does: after we have read who it is, after its environment and directory are open, before the launch.
 MOMENTS = {
-    "before its status is read": (_like, "_status"),
-    "after its status was read": (_like, "_attributes"),
-    "after all was read": (_like, "_ids"),
+    "before its status is read": (likeness, "_status"),
+    "after its status was read": (likeness, "_attributes"),
+    "after all was read": (likeness, "_ids"),
 }
 
 
@@ -554,14 +557,14 @@ def parsed(lines: list[str]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_moment(start, folder, moment, monkeypatch):
     taken = []
-    read = _like.read
+    read = likeness.read
 
     def note(*arguments: Any) -> Any:
         attributes, theirs = read(*arguments)
         taken.append((theirs.uids, attributes.capabilities[1:3]))
         return attributes, theirs
 
-    monkeypatch.setattr(_like, "read", note)
+    monkeypatch.setattr(likeness, "read", note)
     program, fifo = folder / "setuid", folder / "fifo"
     program.write_bytes(Path("/bin/sleep").read_bytes())
     program.chmod(0o4755)
@@ -644,7 +647,7 @@ def test_a_target_that_moves_is_followed_to_where_it_was_or_the_error_says_that_
     one, other = two_cgroups
     target = start("mnt", "pid")
     (one / "cgroup.procs").write_text(str(target.pid))
-    mounts = _cgroup._mounts
+    mounts = cgroups._mounts
 
     def move_meanwhile() -> Any:  # its paths have been read
         (other / "cgroup.procs").write_text(str(target.pid))
@@ -652,7 +655,7 @@ def test_a_target_that_moves_is_followed_to_where_it_was_or_the_error_says_that_
             one.rmdir()
         return mounts()
 
-    monkeypatch.setattr(_cgroup, "_mounts", move_meanwhile)
+    monkeypatch.setattr(cgroups, "_mounts", move_meanwhile)
     try:
         if is_removed:
             with pytest.raises(nsjoin.JoinError, match="has been removed"):

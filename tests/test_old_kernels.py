@@ -23,9 +23,9 @@ from conftest import IS_ROOT, Running, requires_root
 
 import nsjoin
 import nsjoin.discovery
-from nsjoin import _shim
-from nsjoin._nstype import BY_NAME, NSTYPES
-from nsjoin._process import own_inodes
+from nsjoin._kernel import abi, calls
+from nsjoin._kernel.nstypes import BY_NAME, NSTYPES
+from nsjoin._kernel.thread import own_inodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 
@@ -64,16 +64,16 @@ USES: dict[str, Callable[[], object]] = {
     "pidfd_send_signal": raw(kernels.SYS_PIDFD_SEND_SIGNAL),
     "clone3": raw(kernels.SYS_CLONE3),
     "close_range": raw(kernels.SYS_CLOSE_RANGE),
-    "setns with a pidfd": lambda: _shim.setns(-1, 0x40000000 | 0x04000000),
+    "setns with a pidfd": lambda: calls.setns(-1, 0x40000000 | 0x04000000),
     "openat2": raw(kernels.SYS_OPENAT2),
-    "MFD_EXEC": lambda: os.close(_shim.memfd_create(b"nsjoin", kernels.MFD_EXEC)),
+    "MFD_EXEC": lambda: os.close(calls.memfd_create(b"nsjoin", kernels.MFD_EXEC)),
     "F_SEAL_EXEC": lambda: fcntl.fcntl(0, kernels.F_ADD_SEALS, kernels.F_SEAL_EXEC),
-    "PIDFD_THREAD": lambda: os.close(_shim.pidfd_open(os.getpid(), _shim.PIDFD_THREAD)),
-    "pidfd ioctls": lambda: _shim.inodes(0, [BY_NAME["net"].get]),
-    "NS_GET_PID": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_GET_PID_IN_PIDNS)),
-    "NS_MNT_GET_NEXT": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_MNT_GET_NEXT)),
-    "NS_GET_ID": lambda: _shim.check(_shim.lib.nsjoin_ioctl(0, kernels.NS_GET_ID)),
-    "memfd_create": lambda: os.close(_shim.memfd_create(b"nsjoin", 1)),
+    "PIDFD_THREAD": lambda: os.close(calls.pidfd_open(os.getpid(), abi.PIDFD_THREAD)),
+    "pidfd ioctls": lambda: calls.inodes(0, [BY_NAME["net"].get]),
+    "NS_GET_PID": lambda: calls.check(calls.lib.nsjoin_ioctl(0, kernels.NS_GET_PID_IN_PIDNS)),
+    "NS_MNT_GET_NEXT": lambda: calls.check(calls.lib.nsjoin_ioctl(0, kernels.NS_MNT_GET_NEXT)),
+    "NS_GET_ID": lambda: calls.check(calls.lib.nsjoin_ioctl(0, kernels.NS_GET_ID)),
+    "memfd_create": lambda: os.close(calls.memfd_create(b"nsjoin", 1)),
     "execveat": raw(kernels.SYS_EXECVEAT),
 }
 
@@ -154,7 +154,7 @@ def test_a_thread_is_a_target_without(label, names, forbidden):
     found, done = [], threading.Event()
 
     def live_elsewhere() -> None:
-        _shim.unshare(BY_NAME["uts"].flag)
+        calls.unshare(BY_NAME["uts"].flag)
         found.append(threading.get_native_id())
         moved.set()
         done.wait()

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import nsjoin
-from nsjoin import _shim
-from nsjoin._nstype import BY_NAME
+from nsjoin._kernel import calls
+from nsjoin._kernel.nstypes import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ def is_accepted(order: Sequence[nsjoin.Namespace]) -> bool:
     if pid == 0:
         with contextlib.suppress(OSError):
             for namespace in order:
-                _shim.setns(namespace.fileno(), BY_NAME[namespace.nstype].flag)
+                calls.setns(namespace.fileno(), BY_NAME[namespace.nstype].flag)
             os._exit(0)
         os._exit(1)
     return os.waitpid(pid, 0)[1] == 0

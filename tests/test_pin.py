@@ -30,7 +30,7 @@ from child import become_ordinary_user, in_child, own_run
 from conftest import requires_program, requires_root
 
 import nsjoin
-from nsjoin import _shim
+from nsjoin._kernel import abi, calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -398,7 +398,7 @@ def free_descriptors(count: int) -> Iterator[None]:
     try:
         with pytest.raises(OSError, match="Too many open files"):
             while True:
-                held.append(os.open("/", _shim.O_PATH))
+                held.append(os.open("/", abi.O_PATH))
         for _ in range(count):
             os.close(held.pop())
         yield
@@ -428,7 +428,7 @@ def others_use_it_by_now(use: Callable[[], object]) -> None:
         use()
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with nsjoin.create("net") as made, mock.patch.object(_shim, "bind", bind):
+    with nsjoin.create("net") as made, mock.patch.object(calls, "bind", bind):
         with pytest.raises(nsjoin.NamespaceError, match="pin") as caught:
             made.pin("/run/netns/blue")
         assert caught.value.errno == errno.EIO
@@ -464,7 +464,7 @@ def remove_the_file() -> None:
 
 
 def remove_the_mount() -> None:
-    _shim.umount("/run/netns", MNT_DETACH)  # umount(8) would leave its /run/mount
+    calls.umount("/run/netns", MNT_DETACH)  # umount(8) would leave its /run/mount
 
 
 def remove_everything() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nsjoin._nstype import BY_NAME
-from nsjoin._plan import AGAIN, TRY, Caller, Step, UserNs, Wanted, has_power, lineage, order
+from nsjoin._engine.job import AGAIN, TRY, Step
+from nsjoin._joining.order import Caller, UserNs, Wanted, has_power, lineage, order
+from nsjoin._kernel.nstypes import BY_NAME
 
 # Five user namespaces: the first one (root made it), one that alice made in it, one that she made in hers, one that bob
 # made in the first, and one that bob made in alice's.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsjoin import _procfs
+from nsjoin._kernel import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,15 +21,15 @@ def away(monkeypatch) -> Iterator[list[bool]]:
     """Nothing is kept yet; ``away[0]`` says whether this thread is in a foreign mount namespace."""
     answer = [False]
     for name, value in (("_kept", -1), ("_identity", None), ("_is_away", lambda: answer[0])):
-        monkeypatch.setattr(_procfs, name, value)
+        monkeypatch.setattr(procfs, name, value)
     yield answer
     with contextlib.suppress(OSError):
-        os.close(_procfs._kept)
+        os.close(procfs._kept)
 
 
 def keep(away: list[bool]) -> int:
-    _procfs.keep(lambda: away[0])
-    return _procfs._kept
+    procfs.keep(lambda: away[0])
+    return procfs._kept
 
 
 def test_it_is_kept_once_above_stdio_and_not_inherited(away):
@@ -63,14 +63,14 @@ def test_one_that_has_been_closed_is_made_anew_and_never_mistaken(away, number_g
         os.close(fd)
     away[0] = True
     with pytest.raises(FileNotFoundError, match="our own /proc is not open"):
-        _procfs.place("self")
+        procfs.place("self")
     assert keep(away) == kept  # of what is there now, none is kept: it is somebody else's
     with pytest.raises(FileNotFoundError):
-        _procfs.read("self/stat")
+        procfs.read("self/stat")
     away[0] = False
     new = keep(away)
     away[0] = True
-    assert _procfs.names("self/ns")
+    assert procfs.names("self/ns")
     if number_goes_to:
         assert new != kept
         os.close(kept)
@@ -79,10 +79,10 @@ def test_one_that_has_been_closed_is_made_anew_and_never_mistaken(away, number_g
 def test_what_is_asked_of_it_is_asked_below_the_descriptor(away, monkeypatch):
     kept = keep(away)
     away[0] = True
-    assert _procfs.place("self/ns") == ("self/ns", kept)
-    assert _procfs.read_link("self") == str(os.getpid())
-    assert _procfs.inode("self/ns/net") == os.stat("/proc/self/ns/net").st_ino
-    assert set(_procfs.names("self/ns")) == set(os.listdir("/proc/self/ns"))
+    assert procfs.place("self/ns") == ("self/ns", kept)
+    assert procfs.read_link("self") == str(os.getpid())
+    assert procfs.inode("self/ns/net") == os.stat("/proc/self/ns/net").st_ino
+    assert set(procfs.names("self/ns")) == set(os.listdir("/proc/self/ns"))
     asked = []
     for name in ("open", "stat", "readlink"):
         call = getattr(os, name)
@@ -93,19 +93,19 @@ def test_what_is_asked_of_it_is_asked_below_the_descriptor(away, monkeypatch):
 
         monkeypatch.setattr(os, name, recorded)
     with contextlib.suppress(OSError):
-        _procfs.read("self/stat")
-        _procfs.read_link("self")
-        _procfs.inode("self/ns/net")
-        _procfs.names("self")
+        procfs.read("self/stat")
+        procfs.read_link("self")
+        procfs.inode("self/ns/net")
+        procfs.names("self")
     assert asked == [(False, kept)] * 4
 
 
 def test_a_file_is_close_on_exec_and_nothing_stays_open(away):
     before = os.listdir("/proc/self/fd")
-    fd = _procfs.open_file("self/stat")
+    fd = procfs.open_file("self/stat")
     assert not os.get_inheritable(fd)
     os.close(fd)
-    _procfs.names("self")
+    procfs.names("self")
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -121,7 +121,7 @@ def test_a_proc_that_went_is_forgotten(away, monkeypatch):
 
     monkeypatch.setattr(os, "open", no_proc)
     assert keep(away) == -1
-    assert _procfs._identity is None
+    assert procfs._identity is None
 
 
 def test_a_descriptor_that_cannot_be_looked_at_is_closed_or_kept_as_it_is(away, monkeypatch):
@@ -142,10 +142,10 @@ def test_a_descriptor_that_cannot_be_looked_at_is_closed_or_kept_as_it_is(away, 
     assert os.listdir("/proc/self/fd") == before
     kept = keep(away)
     keep_and_be_refused()
-    assert _procfs._kept == kept
+    assert procfs._kept == kept
 
 
 def test_bytes_that_are_no_text_come_through(away, monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"a\xffb")
-    monkeypatch.setattr(_procfs, "place", lambda path: (str(tmp_path / path), None))
-    assert os.fsencode(_procfs.read("file")) == b"a\xffb"
+    monkeypatch.setattr(procfs, "place", lambda path: (str(tmp_path / path), None))
+    assert os.fsencode(procfs.read("file")) == b"a\xffb"

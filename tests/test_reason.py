@@ -30,14 +30,14 @@ from nsjoin import (
     NotANamespaceError,
     Target,
     TargetGoneError,
-    _nstype,
-    _reason,
-    _shim,
     enter,
     run_in,
 )
-from nsjoin._nstype import BY_NAME
-from nsjoin._process import missing_type
+from nsjoin._joining import reasons
+from nsjoin._kernel import calls
+from nsjoin._kernel import nstypes as nstypes_
+from nsjoin._kernel.nstypes import BY_NAME
+from nsjoin._kernel.thread import missing_type
 
 NO_PROCESS = 2**22 + 1  # above the highest pid_max
 
@@ -153,10 +153,10 @@ def kernel_without_vest(monkeypatch):
     """The table has a type that this kernel has not; it is told by the ioctl and by /proc as one would be."""
     row = BY_NAME["net"]._replace(name="vest", flag=0x8, get=0xFFFE, since="9.9")
     monkeypatch.setitem(BY_NAME, "vest", row)
-    _nstype._select.cache_clear()
-    monkeypatch.setattr(_nstype, "NSTYPES", (row, *_nstype.NSTYPES))
+    nstypes_._select.cache_clear()
+    monkeypatch.setattr(nstypes_, "NSTYPES", (row, *nstypes_.NSTYPES))
     yield
-    _nstype._select.cache_clear()
+    nstypes_._select.cache_clear()
 
 
 @pytest.mark.usefixtures("kernel_without_vest")
@@ -180,13 +180,13 @@ def test_our_own_user_namespace():
     with pytest.raises(JoinError, match="spawn_in"):
         enter(os.getpid(), "user")
     with Namespace.current("user") as own:
-        assert "the user namespace that we are in" in _reason.of_setns(errno.EINVAL, own)
+        assert "the user namespace that we are in" in reasons.of_setns(errno.EINVAL, own)
 
 
 def test_a_user_namespace_beside_threads(start):
     running = start("user")
     with Namespace.from_pid(running.pid, "user") as user:
-        assert "with threads" in _reason.of_setns(errno.EINVAL, user)
+        assert "with threads" in reasons.of_setns(errno.EINVAL, user)
         with pytest.raises(JoinError, match="spawn_in"):
             enter(user)
 
@@ -234,7 +234,7 @@ def test_the_owner_lacks_capabilities_at_home():
 
     def test():
         become_nobody()
-        with forked(lambda: _shim.unshare(flags("user", "net"))) as pid, Target.from_pid(pid) as process:
+        with forked(lambda: calls.unshare(flags("user", "net"))) as pid, Target.from_pid(pid) as process:
             for attempt in ways_into(process, "net"):
                 with pytest.raises(JoinPermissionError, match="in our own user namespace too") as caught:
                     attempt()
@@ -248,10 +248,10 @@ def test_the_owner_lacks_capabilities_at_home():
 def test_what_belongs_to_a_user_namespace_outside_of_ours():
     def test():
         with Namespace.current("net") as outer:
-            _shim.unshare(flags("user"))
+            calls.unshare(flags("user"))
             with pytest.raises(JoinPermissionError, match=r"no way back.*net namespace that we are in"), enter(outer):
                 raise AssertionError("inside")
-            assert "neither ours nor a descendant of ours" in _reason.of_setns(errno.EPERM, outer)
+            assert "neither ours nor a descendant of ours" in reasons.of_setns(errno.EPERM, outer)
 
     in_child(test)
 
@@ -311,7 +311,7 @@ def test_a_pid_namespace_that_is_no_descendant(start):
         with contextlib.ExitStack() as stack:
             for namespace in kept:
                 stack.enter_context(namespace)
-            _shim.unshare(flags("pid"))
+            calls.unshare(flags("pid"))
             in_child(inside)
 
     kept = []
@@ -321,7 +321,7 @@ def test_a_pid_namespace_that_is_no_descendant(start):
 @requires_root
 def test_a_descendant_has_no_such_reason(target):
     with Namespace.from_pid(target.pid, "pid") as namespace:
-        assert _reason.of_setns(errno.EINVAL, namespace) is None
+        assert reasons.of_setns(errno.EINVAL, namespace) is None
 
 
 @requires_root
@@ -333,8 +333,8 @@ def test_threads_are_the_reason_that_time_cannot_be_entered(start):
     try:
         with Namespace.from_pid(running.pid, "time") as namespace:
             with pytest.raises(OSError, match="Too many users") as caught:
-                _shim.setns(namespace.fileno(), BY_NAME["time"].flag)
-            assert "without threads" in _reason.of_setns(caught.value.errno, namespace)
+                calls.setns(namespace.fileno(), BY_NAME["time"].flag)
+            assert "without threads" in reasons.of_setns(caught.value.errno, namespace)
         with pytest.raises(JoinError, match="without threads"), enter(running.pid, "time"):
             raise AssertionError("inside")
     finally:
@@ -350,8 +350,8 @@ def test_threads_that_share_the_root_are_the_reason_that_mnt_cannot_be_joined(ta
         thread.start()
         with Namespace.from_pid(target.pid, "mnt") as namespace:
             with pytest.raises(OSError, match="Invalid argument") as caught:
-                _shim.setns(namespace.fileno(), BY_NAME["mnt"].flag)
-            assert "shares its root and working directory" in _reason.of_setns(caught.value.errno, namespace)
+                calls.setns(namespace.fileno(), BY_NAME["mnt"].flag)
+            assert "shares its root and working directory" in reasons.of_setns(caught.value.errno, namespace)
 
     in_child(test)
 
@@ -359,7 +359,7 @@ def test_threads_that_share_the_root_are_the_reason_that_mnt_cannot_be_joined(ta
 def hide_processes():
     """A /proc in a mount namespace of our own that shows an ordinary user no process of others."""
     libc = ctypes.CDLL(None, use_errno=True)
-    _shim.unshare(flags("mnt"))
+    calls.unshare(flags("mnt"))
     assert libc.mount(b"none", b"/", None, 1 << 18 | 1 << 14, None) == 0  # MS_PRIVATE | MS_REC
     assert libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2") == 0
     become_nobody()
@@ -406,7 +406,7 @@ def test_no_proc_at_all():
             Target.from_pid(os.getppid())
 
     def in_new_mount_namespace():
-        _shim.unshare(flags("user", "mnt"))
+        calls.unshare(flags("user", "mnt"))
         in_child(inside)
 
     in_child(in_new_mount_namespace)
@@ -414,11 +414,11 @@ def test_no_proc_at_all():
 
 def test_an_errno_without_a_known_meaning_gets_no_reason():
     with Namespace.current("net") as namespace:
-        assert _reason.of_setns(errno.EIO, namespace) is None
-        assert _reason.of_setns(errno.EINVAL, namespace) is None
+        assert reasons.of_setns(errno.EIO, namespace) is None
+        assert reasons.of_setns(errno.EINVAL, namespace) is None
 
 
 @requires_root
 def test_with_all_capabilities_a_refusal_is_a_security_modules():
     with Namespace.current("net") as namespace:
-        assert "security module" in _reason.of_setns(errno.EPERM, namespace)
+        assert "security module" in reasons.of_setns(errno.EPERM, namespace)

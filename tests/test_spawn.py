@@ -19,7 +19,8 @@ from child import become_ordinary_user, children, close_stdio, in_child, wait_un
 from conftest import IS_ROOT, Running, requires_program, requires_root
 
 import nsjoin
-from nsjoin import JoinError, JoinPermissionError, Namespace, NamespacePermissionError, Target, TargetGoneError, _spawn
+from nsjoin import JoinError, JoinPermissionError, Namespace, NamespacePermissionError, Target, TargetGoneError
+from nsjoin._verbs import command as command_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -1053,7 +1054,7 @@ def test_what_is_asked_for_counts_and_not_what_a_patch_of_subprocess_makes_of_it
 
 @pytest.mark.usefixtures("distorted")
 def test_where_that_is_not_kept_the_patch_decides(near, monkeypatch):
-    monkeypatch.setattr(_spawn, "_asked", lambda args, keywords: {})
+    monkeypatch.setattr(command_, "_asked", lambda args, keywords: {})
     monkeypatch.setitem(DISTORTED, "shell", False)
     monkeypatch.setitem(DISTORTED, "executable", None)
     for name in ("user", "group", "extra_groups"):
@@ -1076,9 +1077,9 @@ def test_arguments_by_position_are_those_of_subprocess(near, positional, keyword
 
 def test_the_names_of_arguments_by_position_are_those_of_subprocess():
     taken = inspect.signature(subprocess.Popen).parameters.values()
-    assert tuple(one.name for one in taken if one.kind == one.POSITIONAL_OR_KEYWORD) == ("args", *_spawn._BY_POSITION)
+    assert tuple(one.name for one in taken if one.kind == one.POSITIONAL_OR_KEYWORD) == ("args", *command_._BY_POSITION)
     defaults = {one.name: one.default for one in taken}
-    assert {name: defaults.get(name) for name in _spawn._HANDED_ON} == _spawn._HANDED_ON
+    assert {name: defaults.get(name) for name in command_._HANDED_ON} == command_._HANDED_ON
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from changed import in_child, in_thread, join
 from conftest import requires_root
 
 import nsjoin
-from nsjoin import _guard, _stays, enter
+from nsjoin import enter
+from nsjoin._engine import stays
+from nsjoin._kernel import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -37,7 +39,7 @@ def net_of(pid: int) -> str:
 def places(start):
     """Two targets; and afterwards no thread is inside of anything."""
     yield start(*TYPES), start(*TYPES)
-    assert _stays._stacks == {}
+    assert stays._stacks == {}
 
 
 def hold(context: enter) -> Generator[None]:
@@ -61,7 +63,7 @@ class State:
     def now(self) -> object:
         links = {name: os.readlink(f"ns/{name}", dir_fd=self.directory) for name in self.names}
         place = [os.stat(name, dir_fd=self.directory)[:3] for name in ("root", "cwd")]
-        return links, place, getattr(_guard._thread, "allowed", None)
+        return links, place, getattr(procfs._thread, "allowed", None)
 
 
 @contextlib.contextmanager
@@ -105,16 +107,16 @@ def test_generators_closed_in_the_order_they_were_entered_bring_the_thread_back(
 def test_without_the_stack_the_thread_stays_in_the_second_namespace(places, monkeypatch):
     """What each exit did before: go back to where its own entry came from."""
 
-    def end(stay: _stays.Stay) -> tuple[()]:
+    def end(stay: stays.Stay) -> tuple[()]:
         stay.is_left = True
         assert stay.stack is not None
-        _stays.leave(stay.c)
+        stays.leave(stay.c)
         stay.stack.remove(stay)
         stay.stack = None
         return ()
 
     def test() -> None:
-        monkeypatch.setattr(_stays, "end", end)
+        monkeypatch.setattr(stays, "end", end)
         before = here()
         first, second = (suspended(enter(one.pid, "net")) for one in places)
         first.close()
@@ -181,8 +183,8 @@ def test_one_object_in_two_generators_tells_them_apart(places):
 
 @requires_root
 def test_without_a_look_at_the_frame_the_first_generator_goes_on_inside_and_nobody_says_so(places, monkeypatch):
-    monkeypatch.setattr(_stays, "_is_left_by", lambda frame, stay: False)
-    monkeypatch.setattr(_stays, "id", lambda frame: 0, raising=False)
+    monkeypatch.setattr(stays, "_is_left_by", lambda frame, stay: False)
+    monkeypatch.setattr(stays, "id", lambda frame: 0, raising=False)
     before = here()
     context = enter(places[0].pid, "net")
     first, second = suspended(context), suspended(context)
@@ -248,7 +250,7 @@ def test_a_failed_way_back_of_one_does_not_keep_the_others_inside(places, monkey
         with pytest.raises(RuntimeError, match="was left before"):
             first.close()
         os.close(
-            next(stay for stay in _stays._all_stays() if stay.owner() is not None and stay.is_left is False).c.saved[0]
+            next(stay for stay in stays._all_stays() if stay.owner() is not None and stay.is_left is False).c.saved[0]
         )
         with pytest.raises(nsjoin.RestoreError) as caught:
             second.close()
@@ -379,13 +381,13 @@ def test_a_new_thread_is_not_taken_for_one_that_has_ended_inside(places):
         assert len(set(idents)) == 1
 
     in_child(test)
-    _stays._stacks.clear()
+    stays._stacks.clear()
 
 
 def test_the_main_thread_is_nobodys_worker_nor_is_the_thread_that_started_it():
     results: list[bool] = []
-    assert _stays.is_borrowed(0)
-    in_thread(lambda: results.extend((_stays.is_borrowed(0), _stays.is_borrowed(_stays.this_thread()))))
+    assert stays.is_borrowed(0)
+    in_thread(lambda: results.extend((stays.is_borrowed(0), stays.is_borrowed(stays.this_thread()))))
     assert results == [False, True]
 
 
@@ -402,16 +404,16 @@ def test_a_greenlet_of_any_thread_is_no_worker(monkeypatch):
     monkeypatch.setitem(sys.modules, "greenlet", Greenlet)
     for parent in (None, "the greenlet that switched to it"):
         Greenlet.parent = parent
-        in_thread(lambda: results.append(_stays.is_borrowed(0)))
+        in_thread(lambda: results.append(stays.is_borrowed(0)))
     assert results == [False, True]
 
 
 def test_a_frame_that_has_got_the_id_of_one_that_is_no_more_is_told_from_it_by_its_code():
     def generator(code: object) -> Generator[bool]:
         frame = sys._getframe()
-        stay = _stays.Stay(lambda: None)  # type: ignore[arg-type]
+        stay = stays.Stay(lambda: None)  # type: ignore[arg-type]
         stay.frame, stay.code = id(frame), code or frame.f_code
-        yield _stays._is_left_by(frame, stay)
+        yield stays._is_left_by(frame, stay)
 
     assert next(generator(None))
     assert not next(generator(in_thread.__code__))

@@ -19,9 +19,11 @@ from child import wait_until_ended
 from conftest import requires_namespaces_of_pidfds, requires_root
 
 import nsjoin
-from nsjoin import Namespace, NamespaceError, NamespacePermissionError, Target, TargetGoneError, _guard, _shim
-from nsjoin._nstype import BY_NAME, NSTYPES
-from nsjoin._target import OpenTarget, check_target
+from nsjoin import Namespace, NamespaceError, NamespacePermissionError, Target, TargetGoneError
+from nsjoin._engine import guard
+from nsjoin._kernel import calls
+from nsjoin._kernel.nstypes import BY_NAME, NSTYPES
+from nsjoin._target.target import OpenTarget, check_target
 
 IN_TARGET = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
 
@@ -113,7 +115,7 @@ def test_what_children_are_born_into_is_known_before_there_is_any():
     """Before the first child, /proc says ENOENT; the kernel's ioctl gives the namespace."""
 
     def unshare_and_ask():
-        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag)
+        calls.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag)
         assert not os.path.exists("/proc/self/ns/pid_for_children")
         with Target.from_pid(os.getpid()) as own, own.namespace("pid", for_children=True) as children:
             assert children.nstype == "pid"
@@ -190,7 +192,7 @@ def test_another_process_with_its_pid_is_never_taken_for_it(kernel):
                     ask()
 
     def in_new_pid_namespace():
-        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag | BY_NAME["mnt"].flag)
+        calls.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag | BY_NAME["mnt"].flag)
         in_child(inside)
 
     in_child(in_new_pid_namespace)
@@ -258,7 +260,7 @@ def test_fileno_is_the_pidfd_which_becomes_readable_at_the_end(start):
 
 
 def test_from_pidfd_duplicates_and_leaves_the_caller_his_own(target):
-    pidfd = _shim.pidfd_open(target.pid)
+    pidfd = calls.pidfd_open(target.pid)
     try:
         with Target.from_pidfd(pidfd) as process:
             assert process.pid == target.pid
@@ -273,7 +275,7 @@ def test_from_pidfd_duplicates_and_leaves_the_caller_his_own(target):
 def test_from_pidfd_works_without_the_ioctl_that_tells_the_pid(target):
     def test():
         become_old_kernel(pidfds=True)
-        with Target.from_pidfd(_shim.pidfd_open(target.pid)) as process:
+        with Target.from_pidfd(calls.pidfd_open(target.pid)) as process:
             assert process.pid == target.pid
 
     in_child(test)
@@ -284,7 +286,7 @@ def test_from_pidfd_of_one_that_has_ended_is_gone(kernel):
     @on_every_kernel
     def test():
         with zombie() as pid:
-            pidfd = _shim.pidfd_open(pid)
+            pidfd = calls.pidfd_open(pid)
         try:
             with pytest.raises(TargetGoneError, match="has ended"):
                 Target.from_pidfd(pidfd)
@@ -341,7 +343,7 @@ def test_a_proc_of_another_pid_namespace_is_not_believed():
 
     def inside():
         become_old_kernel(pidfds=False)
-        _guard.is_guarded()  # the thread's own pidfd is its parent's since the fork, and is given up
+        guard.is_guarded()  # the thread's own pidfd is its parent's since the fork, and is given up
         before = lowest_free_descriptor()
         with pytest.raises(NamespaceError, match="belongs to another PID namespace") as caught:
             Target.from_pid(os.getpid())
@@ -350,7 +352,7 @@ def test_a_proc_of_another_pid_namespace_is_not_believed():
         assert lowest_free_descriptor() == before
 
     def in_new_pid_namespace():
-        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag)
+        calls.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag)
         in_child(inside)  # pid 1 there, and /proc is still the outer one
 
     in_child(in_new_pid_namespace)
@@ -374,7 +376,7 @@ def test_by_pidfd_a_target_needs_no_proc():
         os.waitpid(child, 0)
 
     def in_new_pid_namespace():
-        _shim.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag | BY_NAME["mnt"].flag)
+        calls.unshare(BY_NAME["user"].flag | BY_NAME["pid"].flag | BY_NAME["mnt"].flag)
         in_child(inside)
 
     in_child(in_new_pid_namespace)

@@ -15,7 +15,8 @@ from child import in_child, wait_until_ended
 from conftest import HAS_NAMESPACES_OF_PIDFDS, IS_ROOT, requires_root
 
 import nsjoin
-from nsjoin import Namespace, NamespacePermissionError, Target, TargetGoneError, _shim, translate_pid
+from nsjoin import Namespace, NamespacePermissionError, Target, TargetGoneError, translate_pid
+from nsjoin._kernel import calls
 
 
 def no_ioctl(*_args):
@@ -26,8 +27,8 @@ def no_ioctl(*_args):
 def either_way(request, monkeypatch):
     """As the running kernel has it, and as one before Linux 6.11, which does not know these ioctls."""
     if request.param == "proc":
-        monkeypatch.setattr(_shim, "pid_from", no_ioctl)
-        monkeypatch.setattr(_shim, "pid_in", no_ioctl)
+        monkeypatch.setattr(calls, "pid_from", no_ioctl)
+        monkeypatch.setattr(calls, "pid_in", no_ioctl)
 
 
 #: Through /proc, an ordinary user may not ask each process of that number whether it is the one.
@@ -136,7 +137,7 @@ def test_a_target_that_has_ended_does_not_tell_the_number_of_its_successor(monke
         assert process.pid_in(None) == ended.pid, "a zombie still has its number"
         ended.wait()
         # as if another process had got the pid by now
-        monkeypatch.setattr(_shim, "pid_in", lambda _fd, pid: pid)
+        monkeypatch.setattr(calls, "pid_in", lambda _fd, pid: pid)
         with pytest.raises(TargetGoneError, match="the process has ended"):
             process.pid_in(None)
 
@@ -144,7 +145,7 @@ def test_a_target_that_has_ended_does_not_tell_the_number_of_its_successor(monke
 def test_a_pid_that_is_given_out_again_meanwhile_is_not_taken_for_the_process(start, monkeypatch):
     target = start("pid")
     answers = [target.pid, os.getpid()]
-    monkeypatch.setattr(_shim, "pid_from", lambda _fd, _pid: answers.pop(0))
+    monkeypatch.setattr(calls, "pid_from", lambda _fd, _pid: answers.pop(0))
     with pytest.raises(TargetGoneError):
         translate_pid(1, from_=target.pid)
 
@@ -213,8 +214,8 @@ def test_what_may_not_be_read_is_told(start, monkeypatch):
         def ask():
             if HAS_NAMESPACES_OF_PIDFDS:  # and with them, in Linux 6.11, this ioctl came
                 assert translate_pid(target.pid, to=namespace) == 1, "the ioctl needs no power over the process"
-            monkeypatch.setattr(_shim, "pid_in", no_ioctl)
-            monkeypatch.setattr(_shim, "pid_from", no_ioctl)
+            monkeypatch.setattr(calls, "pid_in", no_ioctl)
+            monkeypatch.setattr(calls, "pid_from", no_ioctl)
             for keywords in ({"pid": target.pid, "to": namespace}, {"pid": 1, "from_": namespace}):
                 with pytest.raises(NamespacePermissionError):
                     translate_pid(**keywords)
@@ -225,6 +226,6 @@ def test_what_may_not_be_read_is_told(start, monkeypatch):
 def test_without_our_proc_the_fallback_says_so(start, monkeypatch):
     target = start("pid")
 
-    monkeypatch.setattr(_shim, "pid_from", no_ioctl)
+    monkeypatch.setattr(calls, "pid_from", no_ioctl)
     with pytest.raises(nsjoin.NamespaceError, match="belongs to another PID namespace"):
         nsjoin.call_in(target.pid, translate_pid, 1, trust_target=True)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsjoin import _shim
+from nsjoin._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -244,7 +244,7 @@ def _is_zombie(pid: int) -> bool:
 @contextlib.contextmanager
 def gone_afterwards(pid: int) -> Iterator[None]:
     """Wait at the end of the block until this process, which is not our child, has ended; but not for ever."""
-    pidfd = _shim.pidfd_open(pid)  # PyPy's os has none
+    pidfd = calls.pidfd_open(pid)  # PyPy's os has none
     try:
         yield
         select.select([pidfd], [], [], PATIENCE)

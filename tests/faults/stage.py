@@ -27,9 +27,11 @@ from changed import drop_capability, prctl
 from conftest import _state
 
 import nsjoin
-from nsjoin import _guard, _launch, _shim
-from nsjoin._nstype import BY_NAME
-from nsjoin._process import own_inodes
+from nsjoin._engine import guard
+from nsjoin._engine import image as image_
+from nsjoin._kernel import calls
+from nsjoin._kernel.nstypes import BY_NAME
+from nsjoin._kernel.thread import own_inodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,10 +194,10 @@ INTO_USER = frozenset({"spawn_into_user", "call_into_user"})
 
 def prepare() -> None:
     """What is kept for the lifetime of a process, or a thread."""
-    image, is_for_one_launch = _launch._image.open()
+    image, is_for_one_launch = image_._image.open()
     if is_for_one_launch:
         os.close(image)
-    _guard.prepare()
+    guard.prepare()
     for name in ("ascii", "latin-1", "utf-8"):
         codecs.lookup(name)  # Python imports them by need, and what an import does when it fails is Python's
     own_inodes((BY_NAME["uts"],))
@@ -211,7 +213,7 @@ def in_fork(name: str, job: Job, result: int, request: dict[str, Any]) -> None:
         resource.setrlimit(getattr(resource, limit), (value, value))
     prepare()
     if name.startswith("enter_several"):
-        _shim.unshare(0x200)  # CLONE_FS, as enter does, so that its second time changes nothing
+        calls.unshare(0x200)  # CLONE_FS, as enter does, so that its second time changes nothing
     before = look()
     os.write(result, b"\n")
     signal.sigwait([signal.SIGUSR1])

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from harness import build_program, running_target
 from stage import INTO_USER, OPERATIONS, Job, look, prepare
 
-from nsjoin import _shim
+from nsjoin._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +122,7 @@ def reap_lost() -> None:
 
 def prepare_thread() -> None:
     prepare()
-    _shim.unshare(0x200)  # CLONE_FS, which enter("mnt") does for good
+    calls.unshare(0x200)  # CLONE_FS, which enter("mnt") does for good
 
 
 def kinds(links: list[str]) -> str:

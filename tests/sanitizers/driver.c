@@ -22,7 +22,7 @@
 int __clone(int (*)(void *), void *, int, void *, ...);
 #define clone __clone
 #endif
-#include "_setns.c"
+#include "_c/shim.c"
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -23,7 +23,7 @@ static void *fake_mmap(void *at, size_t size, int protection, int flags, int fd,
 #define syscall fake_syscall
 #define mmap fake_mmap
 #define main joiner_main
-#include "_joiner.c"
+#include "_c/joiner.c"
 #undef syscall
 #undef mmap
 #undef main

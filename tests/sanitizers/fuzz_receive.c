@@ -1,5 +1,5 @@
 /* libFuzzer: a record of bytes and descriptors from the other process, as call_in's caller receives it. */
-#include "_setns.c"
+#include "_c/shim.c"
 #include <stdlib.h>
 
 enum { MOST = 1 << 20 };

@@ -53,7 +53,7 @@ def runs(folder: Path) -> list[Run]:
     found = []
     for compiler in COMPILERS:
         hosted = folder / f"joiner-{compiler}"
-        flags = (*FLAGS, *ASAN, "-DNSJOIN_HOSTED", str(PACKAGE / "_joiner.c"), str(HERE / "options.c"))
+        flags = (*FLAGS, *ASAN, "-DNSJOIN_HOSTED", str(PACKAGE / "_c/joiner.c"), str(HERE / "options.c"))
         subprocess.run([compiler, *flags, "-o", hosted], check=True)
         found += [
             Run("ASan and UBSan", compiler, ASAN),

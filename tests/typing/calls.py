@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import assert_type
 
 import nsjoin
-from nsjoin._target import TargetLike
+from nsjoin._target.target import TargetLike
 
 pid = 1
 

@@ -1,0 +1,125 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NamedTuple
+
+from .._kernel.nstypes import NSTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+class _Option(NamedTuple):
+    """``takes`` is what getopt(3) calls it: no argument "", a required one ":", "::" only in the same word."""
+
+    short: str
+    name: str
+    takes: str
+    metavar: str
+    help: str
+
+
+_LETTERS = {"mnt": "m", "uts": "u", "ipc": "i", "net": "n", "pid": "p", "user": "U", "cgroup": "C", "time": "T"}
+_NAMES = {"mnt": "mount"}
+_TYPES = {_NAMES.get(row.name, row.name): row.name for row in NSTYPES}
+_OPTIONS = (
+    _Option("t", "target", ":", "PID", "the process whose namespaces to enter"),
+    _Option("a", "all", "", "", "enter all its namespaces that are not this one's already"),
+    *(
+        _Option(_LETTERS[nstype], name, "::", "FILE", f"enter the {nstype} namespace of the target, or of FILE")
+        for name, nstype in _TYPES.items()
+    ),
+    _Option("S", "setuid", ":", "UID", "run as this uid"),
+    _Option("G", "setgid", ":", "GID", "run as this gid, without supplementary groups"),
+    _Option("", "preserve-credentials", "", "", "do not become root of a user namespace that is entered"),
+    _Option("r", "root", "::", "DIR", "root directory: the target's, or DIR of this mount namespace"),
+    _Option("w", "wd", "::", "DIR", "working directory: the target's, or DIR of this mount namespace"),
+    _Option("W", "wdns", ":", "DIR", "working directory: DIR as the program sees it"),
+    _Option("e", "env", "", "", "the target's environment"),
+    _Option("F", "no-fork", "", "", "with --pid: stay outside, only the program's children are inside"),
+)
+_HELP = _Option("h", "help", "", "", "")
+_PLACES = {"": "", ":": " {}", "::": "[={}]"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """For ``--help``. ``parse`` reads the command line: argparse would take a program for an optional argument."""
+    parser.usage = f"{parser.prog} [options] [program [argument ...]]"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = f"{parser.description}\n\noptions:\n{_table()}"
+    parser.epilog = (
+        "The program is $SHELL, or /bin/sh, unless named. The exit status is the program's (of a signal, the same\n"
+        "signal); 127 and 126 where there is no such program or it cannot be run, 1 for any other error."
+    )
+    parser._action_groups.clear()  # options are in the description
+
+
+def _table() -> str:
+    rows = [
+        (
+            f"  {f'-{one.short}, ' if one.short else '    '}--{one.name}{_PLACES[one.takes].format(one.metavar)}",
+            one.help,
+        )
+        for one in (*_OPTIONS, _HELP._replace(help="show this"))
+    ]
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"{left.ljust(width)}  {right}" for left, right in rows)
+
+
+def parse(args: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read ``args`` as getopt_long(3) does up to the first that is no option. SystemExit for what it does not know."""
+    words = list(args)
+    options: dict[str, str | None] = {}
+    while words and words[0].startswith("-") and words[0] != "-":
+        word = words.pop(0)
+        if word == "--":
+            break
+        found = _long(word[2:], words, parser) if word.startswith("--") else _short(word[1:], words, parser)
+        options.update(found)
+    if "help" in options:
+        parser.print_help()
+        parser.exit()
+    return argparse.Namespace(options=options, program=words)
+
+
+def _long(word: str, words: list[str], parser: argparse.ArgumentParser) -> dict[str, str | None]:
+    name, has_value, value = word.partition("=")
+    every = (*_OPTIONS, _HELP)
+    found = [one for one in every if one.name == name] or [one for one in every if one.name.startswith(name)]
+    if len(found) != 1:
+        _usage(parser, f"{'ambiguous' if found else 'unrecognized'} option '--{name}'")
+    if has_value and not found[0].takes:
+        _usage(parser, f"option '--{found[0].name}' takes no argument")
+    return {found[0].name: value if has_value else _next(found[0], words, parser)}
+
+
+def _short(letters: str, words: list[str], parser: argparse.ArgumentParser) -> dict[str, str | None]:
+    options: dict[str, str | None] = {}
+    while letters:
+        found = next((one for one in (*_OPTIONS, _HELP) if one.short == letters[0]), None)
+        if found is None:
+            _usage(parser, f"invalid option -- '{letters[0]}'")
+        letters = letters[1:]
+        if found.takes and letters:
+            options[found.name] = letters
+            break
+        options[found.name] = _next(found, words, parser)
+    return options
+
+
+def _next(option: _Option, words: list[str], parser: argparse.ArgumentParser) -> str | None:
+    if option.takes != ":":
+        return None
+    if not words:
+        _usage(parser, f"option '--{option.name}' requires an argument")
+    return words.pop(0)
+
+
+def _usage(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    parser.exit(1, f"{parser.prog}: {message}\nTry '{parser.prog} --help'.\n")

@@ -1,0 +1,116 @@
+"""A process's numbers: what another PID namespace than ours calls it, and whom it means by a number."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from .._kernel import abi, calls, procfs
+from ..exceptions import NamespaceError, error
+from .namespace import Namespace
+from .process import check_proc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class _Way(NamedTuple):
+    """One direction: the ioctl; how it is found out without; what it means that there is no answer."""
+
+    ask: Callable[[int, int], int]
+    read: Callable[[int, Namespace], int | None]
+    reason: str
+
+
+def pid_from(pid: int, namespace: Namespace) -> int:
+    """What we call the process (or thread) that is ``pid`` in ``namespace``. TargetGoneError, NamespaceError."""
+    reason = "there is no such process in that PID namespace, or it is not visible in ours"
+    return _translate(_Way(calls.pid_from, _read_from, reason), pid, namespace)
+
+
+def pid_in(pid: int, namespace: Namespace) -> int:
+    """What ``namespace`` calls the process (or thread) that is ``pid`` to us. TargetGoneError, NamespaceError."""
+    reason = "there is no such process, or it is not visible in that PID namespace"
+    return _translate(_Way(calls.pid_in, _read_in, reason), pid, namespace)
+
+
+def _translate(way: _Way, pid: int, namespace: Namespace) -> int:
+    words = f"process {pid}, {namespace.words()}"
+    try:
+        found: int | None = way.ask(namespace.fileno(), pid)
+    except OverflowError:
+        found = None
+    except OSError as refused:
+        if refused.errno not in {*abi.NO_SUCH_IOCTL, errno.ESRCH}:
+            raise error(NamespaceError, refused.errno or 0, "translate", target=words) from None
+        found = None if refused.errno == errno.ESRCH else way.read(pid, namespace)
+    if found is None:
+        raise error(NamespaceError, errno.ESRCH, "translate", target=words, reason=way.reason)
+    return found
+
+
+# --- before Linux 6.11: NSpid of /proc/PID/status (Linux 4.1), from our PID namespace down to its own -----
+
+
+def _read_in(pid: int, namespace: Namespace) -> int | None:
+    check_proc(f"process {pid}")
+    numbers = _numbers(pid)
+    if not numbers:
+        return None
+    with Namespace.from_pid(pid, "pid") as own:
+        return dict(zip(_chain(own), reversed(numbers))).get(namespace.id.ino)
+
+
+def _read_from(pid: int, namespace: Namespace) -> int | None:
+    check_proc(f"process {pid}")
+    depth = len(_chain(namespace)) - 1
+    if depth == 0:  # our own
+        return pid if _numbers(pid) else None
+    refused: PermissionError | None = None
+    for number in _all():
+        if _numbers(number)[depth : depth + 1] != [pid]:
+            continue
+        try:
+            with Namespace.from_pid(number, "pid") as own:
+                if namespace.id.ino in _chain(own):
+                    return number
+        except ProcessLookupError:
+            pass
+        except PermissionError as why:  # perhaps another one is it
+            refused = why
+    if refused is not None:
+        raise refused
+    return None
+
+
+def _all() -> Iterator[int]:
+    """Everything that has a number: the processes, which most ask for, and then their other threads."""
+    processes = [name for name in procfs.names(".") if name.isdigit()]
+    yield from map(int, processes)
+    for process in processes:
+        try:
+            threads = procfs.names(f"{process}/task")
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        yield from (int(thread) for thread in threads if thread != process)
+
+
+def _chain(namespace: Namespace) -> list[int]:
+    """Inode numbers of a PID namespace and its ancestors up to our own, all of which exist as long as it does."""
+    numbers = [namespace.id.ino]
+    try:
+        with namespace.parent() as parent:
+            numbers += _chain(parent)
+    except PermissionError:  # the parent of ours is outside
+        pass
+    return numbers
+
+
+def _numbers(pid: int) -> list[int]:
+    try:
+        status = procfs.read(f"{pid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    found = re.search(r"^NSpid:(.*)$", status, re.MULTILINE)
+    return [int(number) for number in found[1].split()] if found else []
