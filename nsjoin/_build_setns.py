@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 
-# Machines whose system-call stubs joiner.c has; elsewhere the same source is linked with libc, statically.
+# Machines that syscalls.h has system-call stubs for; elsewhere the same source is linked with libc, statically.
 FREESTANDING = ("x86_64", "aarch64")
 COMMON_FLAGS = ("-Os", "-std=gnu11", "-static", "-no-pie", "-fno-pie", "-fno-stack-protector")
 FREESTANDING_FLAGS = (
@@ -82,7 +82,7 @@ ffibuilder.set_source(
     "nsjoin._setns",
     '#include "shared.h"\n#include <unistd.h>\n',
     sources=["nsjoin/_c/shim.c"],
-    depends=["nsjoin/_c/shared.h", "nsjoin/_c/syscalls.h", "nsjoin/_c/joiner.c"],
+    depends=sorted(f"nsjoin/_c/{file.name}" for file in (HERE / "_c").glob("*.[ch]") if file.name != "shim.c"),
     include_dirs=["nsjoin/_c"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=["-std=gnu11", "-O2"],

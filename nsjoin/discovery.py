@@ -1,4 +1,4 @@
-"""See namespaces: all that the caller may see, and what keeps each of them."""
+"""Find namespaces: all that the caller may see, and what keeps each of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._kernel.nstypes import NET
 from ._target import survey
 from ._target.namespace import Namespace
-from ._target.process import check_proc
+from ._target.proc_directory import check_proc
+from ._target.seen import Seen
 from ._target.survey import Survey
-from .exceptions import NamespaceError, NamespaceNotFoundError, error
+from .exceptions import NamespaceError, NamespaceNotFoundError, refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
     from ._target.namespace import NamespaceId
 
@@ -29,11 +31,11 @@ class NamespaceInfo(NamedTuple):
     nstype: str
     #: ``unique`` is None where it could not be opened
     id: NamespaceId
-    #: the user namespace that owns it; None: it is outside of ours, so that the kernel does not tell (Linux 4.9)
+    #: the user namespace that owns it; None: it is outside the caller's, and the kernel does not report it (Linux 4.9)
     owner: NamespaceId | None
-    #: the uid, as we see it, that made the user namespace that this one is, or belongs to (Linux 4.11)
+    #: the uid, as the caller sees it, that made the user namespace that this one is, or belongs to (Linux 4.11)
     owner_uid: int | None
-    #: for pid and user; None: it is outside of ours, or this is the first one (Linux 4.9)
+    #: for pid and user; None: it is outside the caller's, or this is the first one (Linux 4.9)
     parent: NamespaceId | None
     #: the processes that are in it, ascending
     pids: tuple[int, ...]
@@ -41,7 +43,7 @@ class NamespaceInfo(NamedTuple):
     threads: tuple[tuple[int, int], ...]
     #: pids and thread ids of those that are not in it, but whose next children will be: ``pid`` and ``time``
     for_children: tuple[int, ...]
-    #: its bind mounts, by paths that can be opened from here: in other mount namespaces than ours, /proc/PID/root/...
+    #: its bind mounts, by paths that can be opened from here: in other mount namespaces, /proc/PID/root/...
     paths: tuple[str, ...]
     #: open descriptors of it: pairs of pid and number
     descriptors: tuple[tuple[int, int], ...]
@@ -49,9 +51,9 @@ class NamespaceInfo(NamedTuple):
     sockets: tuple[tuple[int, int], ...]
 
     def open(self) -> Namespace:
-        """Open it, by whatever keeps it; the id decides, so it is never another one that has come in its place.
+        """Open it through whatever keeps it; the id is checked, so it is never a later namespace with the same number.
 
-        NamespaceNotFoundError if nothing that was seen to keep it has it any more, or lets us have it.
+        NamespaceNotFoundError if nothing that kept it keeps it any more, or permits opening it.
         """
         for open_it in self._ways():
             try:
@@ -76,10 +78,8 @@ class NamespaceInfo(NamedTuple):
 
 
 def _of_socket(number: int, fd: int) -> Namespace:
-    try:
+    with refusals("SIOCGSKNS", target=f"descriptor {fd} of {number}"):
         return Namespace._owning(survey.open_socket_namespace(number, fd), NET)
-    except OSError as refused:
-        raise error(NamespaceError, refused.errno or 0, "SIOCGSKNS", target=f"descriptor {fd} of {number}") from None
 
 
 class NamespaceIterator(Iterator[NamespaceInfo]):
@@ -87,9 +87,9 @@ class NamespaceIterator(Iterator[NamespaceInfo]):
 
     def __init__(self, found: Iterable[NamespaceInfo], survey: Survey) -> None:
         self._found = iter(found)
-        #: pids of the processes that we may not look into: they may be in namespaces that are missing here
+        #: pids of processes that the caller may not look into: their namespaces may be missing here
         self.refused = tuple(survey.refused)
-        #: how many sockets did not tell their net namespace (pidfd_getfd(2), SIOCGSKNS)
+        #: how many sockets could not be asked for their net namespace (pidfd_getfd(2), SIOCGSKNS)
         self.refused_sockets = survey.refused_sockets
         #: whether /proc hides other users' processes altogether (mount option hidepid)
         self.hidden = survey.hidden
@@ -101,9 +101,10 @@ class NamespaceIterator(Iterator[NamespaceInfo]):
 def iter_namespaces() -> NamespaceIterator:
     """Look at every process and return the namespaces that the caller may see, by inode number.
 
-    That takes about 0.1 ms for each process, and all is seen when this returns. Processes that vanish meanwhile are no
-    error; how many were refused, the result says. Pids are those of our own PID namespace: NamespaceError (EXDEV) where
-    another one's /proc is mounted, NamespaceNotFoundError where none is. namespaces(7), ioctl_nsfs(2), lsns(8).
+    That takes about 0.1 ms for each process, and is complete when this returns. Processes that vanish meanwhile are
+    no error; the result counts those that were refused. Pids are those of the caller's PID namespace: NamespaceError
+    (EXDEV) where another one's /proc is mounted, NamespaceNotFoundError where none is. namespaces(7), ioctl_nsfs(2),
+    lsns(8).
 
     Namespaces that only a message on its way to a socket keeps (SCM_RIGHTS) are not seen, nor bind mounts in mount
     namespaces without a process.
@@ -118,20 +119,14 @@ def iter_namespaces() -> NamespaceIterator:
     return NamespaceIterator(found, look)
 
 
-def _info(seen: survey.Seen) -> NamespaceInfo:
-    return NamespaceInfo(
-        seen.nstype,
-        seen.id,
-        seen.owner.id if seen.owner else None,
-        seen.owner_uid,
-        seen.parent.id if seen.parent else None,
-        tuple(seen.pids),
-        tuple(seen.threads),
-        tuple(seen.for_children),
-        tuple(seen.paths),
-        tuple(seen.descriptors),
-        tuple(seen.sockets),
-    )
+def _info(seen: Seen) -> NamespaceInfo:
+    return NamespaceInfo(*(_plain(getattr(seen, name)) for name in NamespaceInfo._fields))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Seen):
+        return value.id
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Tree(NamedTuple):
@@ -145,7 +140,7 @@ def tree(namespaces: Iterable[NamespaceInfo] | None = None, *, by: str = "parent
     """Return the roots of the hierarchies of user and pid namespaces; ``namespaces`` instead of ``iter_namespaces()``.
 
     With ``by="owner"`` there is one hierarchy, of the user namespaces, and each other namespace stands below its owner.
-    Where the parent or owner is outside of what we see, a namespace is a root itself. ValueError for another ``by``.
+    Where the parent or owner is not visible, a namespace is a root itself. ValueError for another ``by``.
     """
     if by not in ("parent", "owner"):
         raise ValueError(f"by is 'parent' or 'owner', not {by!r}")

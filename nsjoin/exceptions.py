@@ -1,9 +1,14 @@
-"""The errors: each says what was done, to which namespace, of which target, what the kernel answered, and why."""
+"""The errors: each names the step, the namespace, the target, the errno and, where it is known, the reason."""
 
 from __future__ import annotations
 
 import errno as _errno
 import os
+from contextlib import contextmanager as _contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "CallDiedError",
@@ -25,9 +30,9 @@ __all__ = [
 class NamespaceError(OSError):
     """An operation on a namespace failed.
 
-    ``errno`` and ``strerror`` are the kernel's; ``step`` is what was under way (``"setns"``, ``"open"``, ...),
-    ``nstype`` the type of namespace or several joined by ``+`` (None: no particular one), ``target`` the target in
-    words, ``reason`` why, as far as it could be computed (None: the errno says it all).
+    ``errno`` and ``strerror`` are the kernel's. ``step`` is the step that failed (``"setns"``, ``"open"``, ...),
+    ``nstype`` the type of namespace, or several joined by ``+`` (None: no particular one), ``target`` a description of
+    the target, and ``reason`` explains the errno (None: no explanation is known).
     """
 
     def __init__(
@@ -57,15 +62,15 @@ class NamespaceError(OSError):
 
 
 class NamespacePermissionError(NamespaceError, PermissionError):
-    """Opening a namespace, or asking about it, is not permitted (EPERM, EACCES)."""
+    """Opening or querying a namespace is not permitted (EPERM, EACCES)."""
 
 
 class NamespaceNotFoundError(NamespaceError, FileNotFoundError):
-    """There is no such namespace file (ENOENT)."""
+    """The namespace file does not exist (ENOENT, ENOTDIR)."""
 
 
 class NamespaceExistsError(NamespaceError, FileExistsError):
-    """There is a file already where a namespace should be pinned (EEXIST)."""
+    """The file where a namespace should be pinned exists already (EEXIST)."""
 
 
 class NotANamespaceError(NamespaceError, ValueError):
@@ -73,7 +78,7 @@ class NotANamespaceError(NamespaceError, ValueError):
 
 
 class TargetGoneError(NamespaceError, ProcessLookupError):
-    """The target is no more: no such process, a zombie, or one that ended meanwhile (ESRCH)."""
+    """The target does not exist, is a zombie, or ended meanwhile (ESRCH)."""
 
 
 class JoinError(NamespaceError):
@@ -81,17 +86,17 @@ class JoinError(NamespaceError):
 
 
 class JoinPermissionError(JoinError, PermissionError):
-    """A namespace could not be joined for want of privileges (EPERM, EACCES)."""
+    """Joining a namespace is not permitted (EPERM, EACCES); nothing has changed."""
 
 
 class RestoreError(NamespaceError):
-    """The way back failed: this thread is still in a foreign namespace, and should run nothing more than its end."""
+    """The thread could not be restored: it is still in a foreign namespace. Let it exit."""
 
 
 class CallError(RuntimeError):
-    """``call_in`` has no result, though the child was inside.
+    """``call_in`` has no result, although the child had joined the target.
 
-    ``returncode`` is the child's exit status, negative for a signal as with subprocess, None where it went on.
+    ``returncode`` is the child's exit status, negative for a signal as with subprocess; None: the child did not exit.
     """
 
     def __init__(self, message: str, returncode: int | None = None) -> None:
@@ -103,7 +108,7 @@ class CallError(RuntimeError):
 
 
 class CallResultError(CallError):
-    """The result, or the exception, cannot be sent or be read here; or is not what ``result="data"`` takes."""
+    """The result or the exception cannot be sent or read, or ``result="data"`` does not allow it."""
 
 
 class CallExitError(CallError):
@@ -114,7 +119,7 @@ class CallDiedError(CallError):
     """A signal ended the child."""
 
 
-#: The class that is raised for a class and an errno, so that ``except PermissionError`` works as with ``os``.
+#: (class, errno) -> the class that is raised, so that ``except PermissionError`` works as with ``os``.
 _BY_ERRNO: dict[tuple[type[NamespaceError], int], type[NamespaceError]] = {
     (NamespaceError, _errno.EPERM): NamespacePermissionError,
     (NamespaceError, _errno.EACCES): NamespacePermissionError,
@@ -137,6 +142,26 @@ def error(
     target: str | None = None,
     reason: str | None = None,
 ) -> NamespaceError:
-    """Return the error of ``kind`` for ``errno``, in the subclass that also is the built-in class of that errno."""
+    """Return an error of ``kind`` for ``errno``, of the subclass that is also the built-in class of that errno."""
     cls = _BY_ERRNO.get((kind, errno), kind)
     return cls(errno, step, nstype=nstype, target=target, reason=reason)
+
+
+@_contextmanager
+def refusals(
+    step: str,
+    *,
+    kind: type[NamespaceError] = NamespaceError,
+    nstype: str | None = None,
+    target: str | None = None,
+    reason: Callable[[int], str | None] | None = None,
+) -> Iterator[None]:
+    """Raise an OSError of the block as ``error`` does; a NamespaceError passes. ``reason`` gets the errno."""
+    try:
+        yield
+    except NamespaceError:
+        raise
+    except OSError as refused:
+        number = refused.errno or 0
+        why = reason(number) if reason else None
+        raise error(kind, number, step, nstype=nstype, target=target, reason=why) from None

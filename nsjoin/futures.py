@@ -10,11 +10,11 @@ from concurrent.futures.thread import BrokenThreadPool
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ._engine import guard, stays
-from ._kernel.nstypes import lookup
-from ._target.namespace import Namespace
+from ._engine import guard, stays, trip
+from ._kernel.nstypes import lookup, select
+from ._target.namespace import Namespace, namespace_of
 from ._target.target import OpenTarget, check_target
-from ._verbs.enter import enter
+from ._verbs.enter import choose, join_error, rows_of, trip_into
 from .exceptions import JoinError, error
 
 if TYPE_CHECKING:
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NamespaceExecutor"]
 
-#: Types that a worker thread cannot live in, and why.
-_REFUSED = {
-    "user": "a thread cannot change its user namespace beside others",
-    "time": "a thread cannot change its time namespace beside others",
-    "pid": "a thread never changes its PID namespace, only processes that it starts are born inside",
-}
-
 
 class NamespaceExecutor(ThreadPoolExecutor):
     """A concurrent.futures.Executor whose worker threads live in namespaces of ``target``.
@@ -49,9 +42,10 @@ class NamespaceExecutor(ThreadPoolExecutor):
     the process are not touched. ``loop.run_in_executor(executor, func)`` is the asyncio form.
 
     ``max_workers`` and ``thread_name_prefix`` are as for ThreadPoolExecutor, ``allow_imports`` as for ``enter``. If a
-    worker cannot join, its task gets the JoinError, and the pool is broken: what is submitted later raises
-    BrokenThreadPool with that as its cause. So it is where gevent or eventlet has patched threading, and a worker would
-    be a greenlet in the caller's thread. Use it as a context manager, or call ``shutdown``. setns(2); Linux 4.11.
+    worker cannot join, its task gets the JoinError, and the pool is broken: later submissions raise BrokenThreadPool
+    with that error as the cause. If gevent or eventlet has patched threading, a worker would be a greenlet in the
+    caller's thread: it is refused the same way. Use the executor as a context manager, or call ``shutdown``. setns(2);
+    Linux 4.11.
     """
 
     def __init__(
@@ -68,7 +62,8 @@ class NamespaceExecutor(ThreadPoolExecutor):
             _check(nstype)
         with self._stack:
             namespaces = self._open(target, nstypes)
-            self._enter = enter(namespaces, *nstypes, allow_imports=allow_imports)
+            self._namespaces = choose(select(nstypes), namespaces)
+            self._allow_imports = allow_imports
             self._has_mnt = any(namespace.nstype == "mnt" for namespace in namespaces)
             super().__init__(max_workers=max_workers, thread_name_prefix=thread_name_prefix)
             self._stack = self._stack.pop_all()
@@ -82,7 +77,7 @@ class NamespaceExecutor(ThreadPoolExecutor):
             raise TypeError("name the types to join, such as NamespaceExecutor(pid, 'net')")
         with OpenTarget(checked) as opened:
             if opened.process is not None:
-                found = [self._stack.enter_context(opened.process.namespace(nstype)) for nstype in nstypes]
+                found = [self._stack.enter_context(namespace_of(opened.process, lookup(nstype))) for nstype in nstypes]
                 if "mnt" in nstypes:
                     self._root = opened.process.open_root()
                     self._stack.callback(os.close, self._root)
@@ -93,7 +88,7 @@ class NamespaceExecutor(ThreadPoolExecutor):
         return found
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As Executor.submit. BrokenThreadPool if a worker could not join."""
+        """Submit a call as Executor.submit does. BrokenThreadPool if a worker could not join."""
         if self._failure is not None:
             raise BrokenThreadPool("a worker could not join the namespaces of this pool") from self._failure
         if self._has_mnt:  # setlocale may have been called since the workers joined
@@ -104,31 +99,39 @@ class NamespaceExecutor(ThreadPoolExecutor):
         if not hasattr(self._worker, "guard"):
             try:
                 self._check_worker(caller)
-                self._worker.guard = self._enter.settle(self._root)
+                self._worker.guard = self._settle()
             except BaseException as failure:
                 self._failure = failure
                 raise
         return fn(*args, **kwargs)
 
+    def _settle(self) -> Any:
+        """Take this worker inside for good."""
+        try:
+            way = trip_into(self._namespaces, self._root)
+            return trip.for_good(way, rows_of(self._namespaces), allow_imports=self._allow_imports)
+        except trip.Refused as refused:
+            raise join_error(refused, self._namespaces) from None
+
     def _check_worker(self, caller: int) -> None:
-        """Before the first join: a worker that is none would take the thread of the caller inside, for good."""
+        """Refuse a worker that is no thread of its own: it would take the caller's thread inside. JoinError."""
         if stays.is_borrowed(caller) or stays.is_borrowed(self._home):
             reason = f"{stays.BORROWED}; or use run_in or call_in"
             raise error(JoinError, errno.EINVAL, "NamespaceExecutor", target="this worker", reason=reason)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As Executor.shutdown. The descriptors of the namespaces are closed once the workers have ended."""
+        """Shut down as Executor.shutdown does, and close the namespaces once the workers have ended."""
         super().shutdown(wait=wait, cancel_futures=cancel_futures)
         if wait:
             self._stack.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_stack"):  # it has none where a signal handler has raised before the first line
+        if hasattr(self, "_stack"):  # a signal handler may have raised before __init__'s first line
             self._stack.close()
 
 
 def _check(nstype: str) -> None:
     row = lookup(nstype)
-    reason = _REFUSED.get(row.name)
-    if reason:
-        raise error(JoinError, errno.EINVAL, "NamespaceExecutor", nstype=row.name, reason=f"{reason}; use call_in")
+    if row.executor:
+        reason = f"{row.executor}; use call_in"
+        raise error(JoinError, errno.EINVAL, "NamespaceExecutor", nstype=row.name, reason=reason)

@@ -220,7 +220,7 @@ def _strings() -> st.SearchStrategy[Any]:
 @contextlib.contextmanager
 def as_the_case_says(case: Case) -> Iterator[None]:
     """Without some of stdin, stdout and stderr, and with signals blocked."""
-    saved = {fd: fcntl.fcntl(fd, abi._F_DUPFD_CLOEXEC, SAVED) for fd in case.closed}
+    saved = {fd: fcntl.fcntl(fd, abi.F_DUPFD_CLOEXEC, SAVED) for fd in case.closed}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, case.blocked)
     try:
         for fd in saved:

@@ -19,7 +19,6 @@ import linecache
 import logging
 import os
 import pty
-import re
 import select
 import shlex
 import shutil
@@ -51,13 +50,11 @@ from nsjoin import _build_setns, aio
 from nsjoin._engine import children as children_
 from nsjoin._engine import forked, guard, raised
 from nsjoin._engine import image as image_
-from nsjoin._joining import select as select_
 from nsjoin._joining import start as start_
-from nsjoin._kernel import procfs
-from nsjoin._kernel.nstypes import USER
+from nsjoin._kernel import abi, procfs
+from nsjoin._kernel.nstypes import MNT, USER
 from nsjoin._kernel.thread import own_inodes
 from nsjoin._target.process import Process
-from nsjoin._target.target import Target
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 
@@ -88,20 +85,24 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
+#: C that is no part of the joiner
+SHIM = ("shim.c", "calls.c", "thread.c", "launch.c", "fork.c", "hold.c")
+
+
 @pytest.fixture
 def weaken(monkeypatch, tmp_path) -> Iterator[Callable[[str, str], None]]:
     """``weaken(old, new)`` launches a joiner in whose source ``old``, which is there once, has become ``new``."""
     source = tmp_path / "joiner"
     source.mkdir()
-    for file in (*_build_setns.HERE.glob("*.c"), *_build_setns.HERE.glob("*.h")):
-        shutil.copy(file, source)
+    shutil.copytree(_build_setns.HERE / "_c", source / "_c")
     monkeypatch.setattr(_build_setns, "HERE", source)
     monkeypatch.setattr(image_, "_image", image_._Image())
 
     def replace(old: str, new: str) -> None:
-        text = (source / "_c/joiner.c").read_text()
-        assert text.count(old) == 1, f"{text.count(old)} places have {old!r}"
-        (source / "_c/joiner.c").write_text(text.replace(old, new))
+        texts = {path: path.read_text() for path in (source / "_c").glob("*.[ch]") if path.name not in SHIM}
+        places = [path for path, text in texts.items() for _ in range(text.count(old))]
+        assert len(places) == 1, f"{len(places)} places have {old!r}"
+        places[0].write_text(texts[places[0]].replace(old, new))
         _build_setns.compile_joiner(source / "image")
         image = (source / "image").read_bytes()
         monkeypatch.setattr(image_, "_image_bytes", lambda: image)
@@ -173,7 +174,7 @@ def assert_all_successful(outcomes: list[dict[str, str | None]]) -> None:
 
 
 @pytest.mark.parametrize("nstypes", WORLDS)
-def test_nobody_inside_can_look_into_the_process_before_exec(start, folder, nstypes):
+def test_processes_inside_cannot_inspect_the_child_before_exec(start, folder, nstypes):
     program = program_in(folder)
     hostile = Hostile(start, nstypes, "lease", program)
     assert nsjoin.run_in(hostile.pid, [program]).returncode == 0
@@ -204,7 +205,7 @@ def test_the_flag_is_off_also_where_the_kernel_sets_it_with_the_ids(start, folde
     assert_all_refused(hostile.outcomes())
 
 
-def test_if_it_were_not_put_off_after_that_the_attacks_would_succeed(start, folder, weaken):
+def test_without_clearing_dumpable_again_the_attacks_succeed(start, folder, weaken):
     weaken(BEFORE_THE_CLONE, SUID_DUMPABLE_1 + BEFORE_THE_CLONE)
     program = program_in(folder)
     hostile = Hostile(start, WORLDS[0], "lease", program)
@@ -238,7 +239,7 @@ def let_it_try_undefended(meeting: Path) -> None:
 
 
 @pytest.mark.parametrize("nstypes", WORLDS)
-def test_nobody_inside_can_look_into_the_process_of_a_call(start, meeting, nstypes):
+def test_processes_inside_cannot_inspect_the_child_of_a_call(start, meeting, nstypes):
     hostile = Hostile(start, nstypes, "call", str(meeting))
     nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60)
     assert_all_refused(hostile.outcomes())
@@ -262,7 +263,7 @@ os.register_at_fork(after_in_child=lambda: [hook() for hook in in_fork_hooks])
 @requires_root
 @requires_one_attempt
 @pytest.mark.parametrize("nstypes", [*WORLDS, ("mnt", "pid")])
-def test_nobody_inside_can_look_into_it_as_soon_as_it_is_born(start, meeting, nstypes):
+def test_processes_inside_cannot_inspect_the_child_at_its_birth(start, meeting, nstypes):
     # with pid the child is born inside: by the time that Python's hooks run there, it has joined nothing else yet
     bounded = [f"--bounding-set=-all,{CONTAINERS}"] if "user" not in nstypes else None
     hostile = Hostile(start, nstypes, "call", str(meeting), bounded=bounded)
@@ -393,7 +394,7 @@ def dumped(signalled: Signalled, path: Path) -> tuple[str, bool]:
 
 
 @PLACES
-def test_nor_does_a_handler_in_c_run(signalled, folder):
+def test_signal_handler_in_c_does_not_run_in_the_child(signalled, folder):
     assert dumped(signalled, folder / "dump") == (f"ended by {signal.SIGUSR2:d}", False)
 
 
@@ -441,7 +442,7 @@ def test_the_callers_arguments_are_not_to_be_read_inside(start):
     assert Path("/proc/self/comm").read_bytes() == name
 
 
-def test_if_they_were_not_cleared_before_they_would_be(start, monkeypatch):
+def test_without_clearing_them_the_callers_arguments_are_readable_inside(start, monkeypatch):
     monkeypatch.setattr(forked, "own_arguments", lambda: (0, 0))
     ours = Path("/proc/self/cmdline").read_bytes()
     assert len(ours) > 1
@@ -449,7 +450,7 @@ def test_if_they_were_not_cleared_before_they_would_be(start, monkeypatch):
 
 
 @requires_root
-def test_nor_of_a_child_that_is_stopped_before_its_first_instruction(start):
+def test_child_stopped_before_its_first_instruction_cannot_be_inspected(start):
     """Without a user namespace the child is born inside. The target stops whatever comes, and reads what it can."""
     hostile = start("mnt", "pid", program=f"exec {shlex.join([sys.executable, '-I', '-c', STOPS_THE_NEWBORN])}")
     assert hostile.process.stdout.readline() == "armed\n"
@@ -591,7 +592,7 @@ def test_no_program_and_no_file_of_the_target_serves_to_map_ids(with_programs, f
 
 
 @requires_root
-def test_if_that_were_not_refused_its_newuidmap_would_run(with_programs, folder, monkeypatch):
+def test_without_the_refusal_the_targets_newuidmap_runs(with_programs, folder, monkeypatch):
     target = with_programs(A_NEWUIDMAP.format(folder))
     monkeypatch.setenv("PATH", "/mnt:/usr/bin:/bin")
     never_away(monkeypatch)
@@ -614,7 +615,7 @@ def test_where_execveat_is_forbidden_nothing_of_the_targets_proc_runs_in_its_pla
 
 @requires_root
 @pytest.mark.parametrize("work", [run_inside, create_inside])
-def test_if_our_own_path_were_used_there_the_targets_program_would_run(with_programs, folder, monkeypatch, work):
+def test_with_the_callers_path_the_targets_program_runs(with_programs, folder, monkeypatch, work):
     target = with_programs(A_PROC.format(folder / "program"))
     never_away(monkeypatch)
     # the namespace is looked for in the target's /proc as well, and not found: the program gets the time to run
@@ -693,7 +694,7 @@ def test_a_call_does_not_go_where_root_has_power_over_it(start, meeting, capabil
 
 
 @requires_root
-def test_if_it_went_there_a_pickle_of_theirs_would_run_in_the_caller(start, meeting):
+def test_without_the_refusal_a_forged_pickle_runs_in_the_caller(start, meeting):
     hostile = powerful(start, meeting, "sys_ptrace")
     result = nsjoin.call_in(hostile.pid, let_it_try, meeting, timeout=60, trust_target=True)
     assert {"pickle": None} in hostile.outcomes()
@@ -719,7 +720,7 @@ signal.pause()
 
 
 @requires_root
-def test_nor_where_a_process_has_left_such_a_capability_only_in_its_other_sets(start):
+def test_call_is_refused_where_a_process_keeps_the_capability_in_another_set(start):
     target = start(*NO_USER, program=f"exec {shlex.join([sys.executable, '-I', '-c', WITHOUT_A_BOUNDING_SET])}")
     assert target.process.stdout.readline() == "end\n"
     assert status_of(target.pid, "CapBnd") == ["0" * 16]
@@ -727,7 +728,7 @@ def test_nor_where_a_process_has_left_such_a_capability_only_in_its_other_sets(s
 
 
 @requires_root
-def test_nor_where_nobody_can_tell_who_has_power_over_it(start, monkeypatch):
+def test_call_is_refused_where_power_over_it_is_unknown(start, monkeypatch):
     target = start(*NO_USER, "net", program=f"exec {shlex.join(['setpriv', '--bounding-set=-all', 'sleep', '1000'])}")
     paths = [f"/proc/{target.pid}/ns/{name}" for name in ("pid", "net")]
     assert "cannot be told" in refusal(paths)
@@ -746,7 +747,7 @@ def test_nor_where_nobody_can_tell_who_has_power_over_it(start, monkeypatch):
 
 
 @requires_root
-def test_a_call_goes_where_nobody_has_power_over_it(start):
+def test_call_is_allowed_where_no_process_has_power_over_it(start):
     bounded = ["setpriv", f"--bounding-set=-all,{CONTAINERS}", "sleep", "1000"]
     for nstypes in (NO_USER, ("pid", "user"), ("mnt",), ("mnt", "user")):
         target = start(*nstypes, program=f"exec {shlex.join(bounded)}" if nstypes == NO_USER else "exec sleep 1000")
@@ -817,11 +818,11 @@ def formatted_inside(monkeypatch) -> None:
     monkeypatch.setattr(raised, "read_no_sources", lambda: None)
 
 
-def test_if_the_child_formatted_it_the_lines_would_be_theirs(replaced, failing, formatted_inside):
+def test_traceback_formatted_in_the_child_shows_the_targets_lines(replaced, failing, formatted_inside):
     assert "their line" in cause_of(replaced(LINES), failing.fail)
 
 
-def test_if_the_child_formatted_it_a_fifo_would_hold_it(replaced, failing, formatted_inside):
+def test_traceback_formatted_in_the_child_hangs_on_a_fifo(replaced, failing, formatted_inside):
     target = replaced(FIFO)
     cause_of(target, failing.fail)
     assert target.process.stdout.readline() == "opened\n"  # by the child; without who writes, it would wait for ever
@@ -900,7 +901,7 @@ def status_of(pid: int, *labels: str) -> list[str]:
 
 @requires_root
 @pytest.mark.parametrize("like_target", [True, False])
-def test_with_like_target_who_is_seen_inside_never_had_more_capabilities_than_the_target(start, folder, like_target):
+def test_with_like_target_the_visible_child_never_has_more_capabilities_than_the_target(start, folder, like_target):
     # Who has CAP_SYS_PTRACE in our user namespace, as in some containers, can trace it, dumpable or not.
     bounded = "exec setpriv --bounding-set=-all,+sys_ptrace,+chown sh -c 'echo end; exec sleep infinity'"
     target = start("mnt", "pid", program=bounded)
@@ -1071,7 +1072,7 @@ def deleted_outside(request, start, folder) -> Running:
 
 
 @pytest.mark.parametrize("cwd", [nsjoin.TARGET, "/proc/1/cwd"])
-def test_nor_is_one_that_has_been_deleted(deleted_outside, cwd):
+def test_deleted_working_directory_is_no_way_out(deleted_outside, cwd):
     with pytest.raises(nsjoin.JoinError, match="been deleted.*name another one with cwd=") as caught:
         nsjoin.run_in(deleted_outside.pid, ["ls"], cwd=cwd)
     assert caught.value.step == "chdir"
@@ -1216,7 +1217,7 @@ def test_where_the_seals_do_not_cover_the_mode_a_target_that_takes_the_x_bits_le
     """Before Linux 6.3."""
     _, running = self_script
     monkeypatch.setattr(image_, "_image", image_._Image())
-    monkeypatch.setattr(image_, "_seal", lambda fd: fcntl.fcntl(fd, image_._F_ADD_SEALS, image_._ALL_SEALS))
+    monkeypatch.setattr(image_, "_seal", lambda fd: fcntl.fcntl(fd, abi.F_ADD_SEALS, image_._ALL_SEALS))
     image, _ = image_._image.open()
     try:
         os.chmod(f"/proc/self/fd/{image}", 0)
@@ -1251,7 +1252,7 @@ def test_no_link_leads_exec_to_a_file_of_ours(start, keywords):
 
 
 @requires_root
-def test_if_our_proc_were_still_open_by_then_a_link_would(start, weaken):
+def test_with_our_proc_still_open_a_link_leads_exec_to_our_file(start, weaken):
     weaken(CLOSE_PROC, "        (void)0;\n")
     assert led_outside(start, oom_score_adj=500) != []
 
@@ -1315,13 +1316,13 @@ class Leaving:
 def leaving(monkeypatch) -> Iterator[Leaving]:
     """It leaves after we have looked at where it is, and before anything is joined."""
     one = Leaving()
-    prepared = start_._prepared
+    resolve = start_.resolve
 
-    def late(*args: Any) -> Any:
+    def late(*args: Any, **keywords: Any) -> Any:
         one.go()
-        return prepared(*args)
+        return resolve(*args, **keywords)
 
-    monkeypatch.setattr(start_, "_prepared", late)
+    monkeypatch.setattr(start_, "resolve", late)
     yield one
     one.process.communicate()
 
@@ -1336,7 +1337,7 @@ def test_a_target_that_leaves_its_user_namespace_just_then_does_not_get_our_righ
 
 @requires_root
 @requires_namespaces_of_pidfds
-def test_nor_with_a_call(leaving):
+def test_target_that_leaves_its_user_namespace_during_a_call_gains_no_rights(leaving):
     namespace = nsjoin.call_in(leaving.process.pid, lambda: nsjoin.Namespace.current("user").id)
     with nsjoin.Namespace.from_pid(leaving.process.pid, "user") as theirs:
         assert namespace == theirs.id
@@ -1356,10 +1357,10 @@ def test_without_a_look_after_the_join_its_program_runs_as_our_root(leaving, wea
 #: Where setns takes no pidfd, or pidfds tell no namespaces, these are opened one by one and looked at before the join.
 #: The moments, and the newest kernels on which that is so.
 MOMENTS = {
-    "mnt is opened": (Target, "namespace", lambda arguments: arguments[1:] == ("mnt",)),
+    "mnt is opened": (Process, "open_namespace", lambda arguments: arguments[1:] == (MNT,)),
     "its root is opened": (Process, "open_root", lambda _: True),
-    "we look": (start_, "_has_left", lambda _: True),
-    "we join": (start_, "_start_by_descriptors", lambda _: True),
+    "we look": (start_, "has_left", lambda _: True),
+    "we join": (start_, "way_to", lambda arguments: not arguments[2].by_pidfd),
 }
 OLD = pytest.mark.parametrize(
     ("user_namespace", "release"), [("ours", "6.1"), ("ours", "5.4"), ("ours", "4.18"), ("a container's", "5.4")]
@@ -1375,10 +1376,10 @@ def one_that_leaves(user_namespace: str, moment: str, release: str) -> Iterator[
         owner, name, is_it = MOMENTS[moment]
         do = getattr(owner, name)
 
-        def late(*arguments: Any) -> Any:
+        def late(*arguments: Any, **keywords: Any) -> Any:
             if is_it(arguments):
                 one.go()
-            return do(*arguments)
+            return do(*arguments, **keywords)
 
         setattr(owner, name, late)
         kernels.refuse(kernels.lacking(release), forbidden=False)
@@ -1425,7 +1426,7 @@ def test_on_old_kernels_one_that_leaves_after_that_has_lost_us(user_namespace, r
 @OLD
 def test_on_old_kernels_without_that_look_its_program_runs_as_root_of_where_it_was(user_namespace, release):
     def program() -> str:
-        select_._has_left = lambda *_: False
+        start_.has_left = lambda *_: False
         done = nsjoin.run_in(leaving.process.pid, ["/mnt/program"], capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[0]
 
@@ -1740,20 +1741,8 @@ def test_a_program_of_the_targets_that_a_function_starts_gets_at_our_python_and_
     def start_it() -> str:
         return subprocess.run([str(script)], stdout=subprocess.PIPE, text=True).stdout
 
-    with pytest.raises(PermissionError, match="start it with spawn_in or run_in, or say allow_imports=True"):
+    with pytest.raises(PermissionError, match="start it with spawn_in or run_in, or pass allow_imports=True"):
         nsjoin.call_in(target.pid, start_it)
     said = nsjoin.call_in(target.pid, start_it, allow_imports=True)
     assert said == os.readlink("/proc/self/exe") + "\n"
     assert nsjoin.run_in(target.pid, [str(script)], stdout=subprocess.PIPE).stdout == b""  # the joiner does nothing
-
-
-# --- SECURITY.md ------------------------------------------------------------------------------------------------------
-
-
-def test_every_test_that_security_md_names_is_there():
-    text = (HERE.parent / "SECURITY.md").read_text()
-    named = set(re.findall(r"`(?:tests/)?(test_\w+)`", text))
-    there = {name for file in HERE.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
-    assert len(named) > 20
-    assert named <= there
-    assert all((HERE.parent / file).exists() for file in re.findall(r"`(tests/\w+\.py)`", text))

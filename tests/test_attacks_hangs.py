@@ -183,5 +183,5 @@ def test_ctrl_c_ends_the_wait_for_a_program_that_is_frozen_before_exec(start, fr
     freezer.thaw()  # of v1, what is frozen cannot even be killed before
     for pid in children() - before:
         wait_until_ended(pid)
-    children_._reap_late()
+    children_.reap_late()
     assert children() == before

@@ -15,14 +15,15 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from conftest import IS_ROOT, Running, requires_program, requires_root
+from jobs import Job, job_of
 
 from nsjoin._engine import image, launch
 from nsjoin._engine import job as job_
-from nsjoin._engine.job import Ids, Job, Step
+from nsjoin._engine.job import Ids, Step
 from nsjoin._engine.wire import pack
 from nsjoin._kernel import abi, nstypes
 from nsjoin._kernel import calls as calls_
@@ -124,7 +125,7 @@ def carry_out(
     """Run ``command`` with the number of a plan's descriptor behind it: its result and the report."""
     plan = os.memfd_create("plan")
     try:
-        os.write(plan, pack(job, private, needed))
+        os.write(plan, pack(*job, private, needed))
         os.lseek(plan, 0, os.SEEK_SET)
         for fd in (plan, *private, *needed):
             fcntl.fcntl(fd, fcntl.F_SETFD, 0)  # not by pass_fds: PyPy's fails for O_PATH descriptors
@@ -181,7 +182,7 @@ def up_to_exec(made: list[str]) -> list[str]:
 
 @requires_program("strace")
 def test_an_empty_plan_makes_only_the_calls_that_any_makes(strace):
-    job = Job([b"/bin/true"], [b"true"], [], close_fds=False, restore_signals=False)
+    job = job_of([b"/bin/true"], [b"true"], [], close_fds=False, restore_signals=False)
     (made,) = strace(job)
     assert up_to_exec(made) == [*BEGINNING, HIDE, *END]
 
@@ -202,7 +203,7 @@ HAS_CLOSE_RANGE = ctypes.CDLL(None).syscall(436, 0xFFFFFFFF, 0xFFFFFFFF, 0) == 0
 def test_a_plan_makes_exactly_its_calls_in_its_order(strace):
     with open("/proc/self/ns/uts") as uts, open("/dev/null") as null, open_root() as root:
         needed = [uts.fileno(), root]
-        job = Job(
+        job = job_of(
             [b"/no/such", b"/bin/true"],
             [b"true"],
             [],
@@ -247,7 +248,7 @@ def test_with_a_pid_namespace_the_joiner_clones_and_its_child_does_the_rest(stra
     flags = {"pid": 0x20000000} if IS_ROOT else {"user": 0x10000000, "pid": 0x20000000}
     files = [os.open(f"/proc/{near.pid}/ns/{name}", os.O_RDONLY) for name in flags]
     joins = [Step(fd, flag) for fd, flag in zip(files, flags.values())]
-    job = Job([b"/bin/true"], [b"true"], [], joins=joins, fork=True, close_fds=False, ids=Ids(drop_groups=True))
+    job = job_of([b"/bin/true"], [b"true"], [], joins=joins, fork=True, close_fds=False, ids=Ids(drop_groups=True))
     try:
         made, childs = strace(job, files, files)
     finally:
@@ -270,17 +271,14 @@ def test_with_a_pid_namespace_the_joiner_clones_and_its_child_does_the_rest(stra
 
 #: What the vfork child may call: in the caller's memory, beside its threads, only what is a system call and no more
 AFTER_VFORK = {"syscall", "fcntl", "pwrite", "_exit", "__errno_location"}
-#: What the rest of the shim calls: system calls too, those for ids in the child of a call, where there is one thread;
-#: the bookkeeping of the thread's own pidfd, the lock against forks
+#: What the rest of the shim calls: system calls too; the bookkeeping of the thread's own pidfd, the lock
+#: against forks
 IN_THE_CALLER = {"clone", "close", "fstat", "open", "fchdir", "chroot", "pipe2", "socketpair", "recv", "recvmsg"} | {
     "poll",
     "memcpy",
     "memset",
     "setsockopt",
     "sigaction",
-    "setgroups",
-    "setresgid",
-    "setresuid",
     "mmap",
     "mount",
     "munmap",
@@ -327,18 +325,18 @@ POWERPC = """
 """
 #: as written in Python, and as powerpc has it
 REQUESTS = {
-    abi._NS_GET_USERNS: 0x2000B701,
-    abi._NS_GET_PID_IN_PIDNS: 0x4004B708,
-    abi._NS_GET_ID: 0x4008B70D,
-    abi._PIDFD_GET_INFO: 0xC040FF0B,
+    abi.NS_GET_USERNS: 0x2000B701,
+    abi.NS_GET_PID_IN_PIDNS: 0x4004B708,
+    abi.NS_GET_ID: 0x4008B70D,
+    abi.PIDFD_GET_INFO: 0xC040FF0B,
     nstypes.BY_NAME["user"].get: 0x2000FF09,
-    abi._SIOCGSKNS: 0x894C,
+    abi.SIOCGSKNS: 0x894C,
 }
 
 
 @pytest.mark.parametrize(("macros", "is_powerpc"), [(POWERPC, True), ("#include <sys/ioctl.h>", False)])
 def test_an_ioctl_has_the_number_that_the_machine_gives_it(tmp_path, macros, is_powerpc):
-    function = re.search(r"static unsigned long native\(.*?\n}\n", (PACKAGE / "_c/shim.c").read_text(), re.DOTALL)
+    function = re.search(r"static unsigned long native\(.*?\n}\n", (PACKAGE / "_c/calls.c").read_text(), re.DOTALL)
     assert function is not None
     main = 'int main(int n, char **of) { while (--n) printf("%lu\\n", native(strtoul(*++of, 0, 0))); return 0; }'
     source = tmp_path / "numbers.c"
@@ -386,7 +384,7 @@ def has_analyzer() -> bool:
 
 @pytest.mark.parametrize(("source", "flags"), ANALYZED, ids=["shim", "joiner", "hosted joiner"])
 @pytest.mark.parametrize("optimization", ["-O0", "-O2"])
-def test_the_compiler_and_its_analyzer_have_nothing_to_say(headers, tmp_path, source, flags, optimization):
+def test_compiler_and_analyzer_give_no_warnings(headers, tmp_path, source, flags, optimization):
     if not has_analyzer():
         pytest.skip("this compiler has no -fanalyzer: it is gcc's")
     compile_c(headers, source, tmp_path / "object.o", *flags, *WARNINGS, "-fanalyzer", optimization)
@@ -394,7 +392,7 @@ def test_the_compiler_and_its_analyzer_have_nothing_to_say(headers, tmp_path, so
 
 @requires_program("musl-gcc")
 @pytest.mark.parametrize(("source", "flags"), ANALYZED, ids=["shim", "joiner", "hosted joiner"])
-def test_musl_gcc_has_nothing_to_say(headers, tmp_path, source, flags):
+def test_musl_gcc_gives_no_warnings(headers, tmp_path, source, flags):
     compile_c(headers, source, tmp_path / "object.o", *flags, *WARNINGS, "-O2", cc="musl-gcc")
 
 
@@ -411,7 +409,7 @@ def builds(tmp_path: Path) -> list[Path]:
     return made
 
 
-JOB = Job(
+JOB = job_of(
     [b"/bin/sh"],
     [b"sh", b"-c", b"pwd; umask; echo $A; ls /proc/self/fd; exit 7"],
     [b"A=x", b"PATH=/usr/bin:/bin"],
@@ -431,7 +429,7 @@ def test_a_joiner_that_is_linked_with_libc_or_built_by_musl_gcc_does_the_same(tm
 
 @requires_program("musl-gcc")
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["libc", "musl", "libc musl"])
-def test_such_a_joiner_bears_a_child_in_a_pid_namespace(tmp_path, near, which, monkeypatch):
+def test_joiner_linked_with_libc_clones_into_a_pid_namespace(tmp_path, near, which, monkeypatch):
     import nsjoin
 
     path = builds(tmp_path)[which]
@@ -448,7 +446,7 @@ def test_such_a_joiner_bears_a_child_in_a_pid_namespace(tmp_path, near, which, m
 
 
 @requires_program(CROSS)
-def test_the_joiner_builds_for_aarch64_without_a_word(tmp_path):
+def test_joiner_builds_for_aarch64_without_warnings(tmp_path):
     BUILD["compile_joiner"](tmp_path / "joiner", [CROSS], WARNINGS)
     program = (tmp_path / "joiner").read_bytes()
     assert struct.unpack_from("<H", program, 18) == (183,), "EM_AARCH64"
@@ -464,8 +462,13 @@ def test_the_joiner_for_aarch64_carries_out_a_plan(tmp_path):
     BUILD["compile_joiner"](tmp_path / "joiner", [CROSS])
     command = ["qemu-aarch64", tmp_path / "joiner"]
     # qemu's own descriptors are none of the plan's business: so none is closed
-    job = Job(
-        JOB.files, [b"sh", b"-c", b"pwd; umask; echo $A; exit 7"], JOB.env, cwd=b"/usr", umask=0o27, close_fds=False
+    job = job_of(
+        JOB.program.files,
+        [b"sh", b"-c", b"pwd; umask; echo $A; exit 7"],
+        JOB.program.env,
+        cwd=b"/usr",
+        umask=0o27,
+        close_fds=False,
     )
     done, report = carry_out(command, job)
     assert (done.returncode, done.stdout) == (7, "/usr\n0027\nx\n")
@@ -481,92 +484,229 @@ def test_the_joiner_for_aarch64_joins_and_reports_what_fails(tmp_path, near):
         with open(f"/proc/{near.pid}/ns/uts") as uts:
             fds = [uts.fileno()]
             args = [b"readlink", b"/proc/self/ns/uts"]
-            job = Job([b"/bin/readlink"], args, [], joins=[Step(fds[0], 0x04000000)], close_fds=False)
+            job = job_of([b"/bin/readlink"], args, [], joins=[Step(fds[0], 0x04000000)], close_fds=False)
             done, report = carry_out(command, job, fds, fds)
         assert done.stdout.strip() == os.readlink(f"/proc/{near.pid}/ns/uts")
         assert report[1:] == (job_.At.EXEC, 0, 0)
     for job, expected in (
-        (Job([b"/bin/true"], [b"true"], [], cwd=b"/no/such", close_fds=False), (job_.At.CWD, 0, 2)),
-        (Job([b"/no/such", b"/etc"], [b"true"], [], close_fds=False), (job_.At.EXEC, 0, 13)),
-        (Job([b"/bin/true"], [b"true"], [], stdio=(-1, 99, -1), close_fds=False), (job_.At.STDIO, 1, 9)),
+        (job_of([b"/bin/true"], [b"true"], [], cwd=b"/no/such", close_fds=False), (job_.At.CWD, 0, 2)),
+        (job_of([b"/no/such", b"/etc"], [b"true"], [], close_fds=False), (job_.At.EXEC, 0, 13)),
+        (job_of([b"/bin/true"], [b"true"], [], stdio=(-1, 99, -1), close_fds=False), (job_.At.STDIO, 1, 9)),
     ):
         assert carry_out(command, job)[1][1:] == expected
 
 
 # --- the layout ----------------------------------------------------------------------------------------------
 
-#: DESIGN.md, section 3: a module imports only what stands in a row above its own.
-RANKS = (
-    ("_nstype", "exceptions", "_setns", "_procfs"),
-    ("_shim", "_plan", "_capabilities", "_data", "_raised"),
-    ("_warm",),
-    ("_process", "_pack", "_transfer", "_guard", "_pin"),
-    ("_namespace", "_accounts", "_launch", "_idmap", "_stays", "_answer"),
-    ("_translate",),
-    ("_target", "_ownership", "_identity", "_cgroup", "_survey"),
-    ("_reason", "_like", "_keywords", "_netns_etc", "_trust", "discovery"),
-    ("_enter", "_start", "_unshare"),
-    ("_spawn", "_call", "futures"),
-    ("_run", "_create"),
-    ("aio", "_ls", "_exec"),
-    ("__main__",),
-    ("__init__",),
-)
-RANK = {module: rank for rank, modules in enumerate(RANKS) for module in modules}
+#: A module imports only from the lines above its own; in a folder, only from the files to the left of "<" in its line.
+FLOORS = """
+exceptions
+_kernel: abi capabilities nstypes < calls < procfs < thread
+_engine: children data image raised warm < guard holder job transfer < answer stays wire < forked launch trip
+_target: pins proc_directory < process < cgroups id_maps namespace < pids seen < survey target < accounts likeness netns_etc
+_joining: identity order trust < ownership < reasons select < failures < start
+_verbs: call command enter keywords < create spawn < run
+discovery
+aio: _waiting < _start < _program < _transport < __init__
+futures
+_cli: ls options < exec
+__main__
+__init__
+"""  # noqa: E501
 #: Run by setup.py, not part of the package at run time
 NOT_IMPORTED = {"_build_setns"}
-MODULES = sorted({path.stem for path in PACKAGE.glob("*.py")} - NOT_IMPORTED)
 
 
-class Imports(ast.NodeVisitor):
-    """Collects the package's own modules that a module imports, wherever in it, but for type checkers only."""
-
-    def __init__(self) -> None:
-        self.found: set[str] = set()
-
-    def visit_If(self, node: ast.If) -> None:
-        if "TYPE_CHECKING" not in ast.dump(node.test):
-            self.generic_visit(node)
-        for other in node.orelse:
-            self.visit(other)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        self.found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nsjoin."))
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        module = node.module or ""
-        if node.level == 0 and module.split(".")[0] != "nsjoin":
-            return
-        name = module if node.level else module.partition(".")[2]
-        self.found.update([name] if name else [alias.name for alias in node.names])
+def module_name(file: Path) -> str:
+    """Return ``_kernel/calls`` for that file; a folder is its ``__init__``."""
+    return str(file.relative_to(PACKAGE).with_suffix(""))
 
 
-def imports_of(module: str) -> set[str]:
-    visitor = Imports()
-    visitor.visit(ast.parse((PACKAGE / f"{module}.py").read_text()))
-    return visitor.found
+SOURCES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py")) if file.stem not in NOT_IMPORTED}
+C_SOURCES = sorted(PACKAGE.rglob("*.[ch]"))
 
 
-@pytest.mark.parametrize("module", MODULES)
+def ranks() -> dict[str, tuple[int, int]]:
+    """Return (rank of the folder, rank in the folder) of each module."""
+    found = {}
+    for floor, line in enumerate(FLOORS.split("\n")):
+        folder, _, files = line.partition(":")
+        if not files:
+            found[folder] = (floor, 0)
+            continue
+        if "__init__" not in files:
+            found[f"{folder}/__init__"] = (floor, 0)
+        for rank, names in enumerate(files.split("<")):
+            found.update({f"{folder}/{name}": (floor, rank) for name in names.split()})
+    found.pop("")
+    return found
+
+
+RANK = ranks()
+
+
+def module_of(parts: Sequence[str]) -> str | None:
+    """Return the module of the package with this dotted name, or None if there is none: then it is a name in one."""
+    name = "/".join(parts) or "__init__"
+    return next((one for one in (name, f"{name}/__init__") if one in SOURCES or one == "_setns"), None)
+
+
+class Import(NamedTuple):
+    module: str
+    #: Names that are taken from it; the local name where the module itself is imported
+    names: tuple[str, ...]
+    local: str | None
+
+
+def imports_of(module: str) -> Iterator[Import]:
+    """All imports of the package's own modules: those in functions and those under TYPE_CHECKING as well."""
+    package = module.split("/")[:-1]
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top, *rest = alias.name.split(".")
+                found = module_of(rest) if top == "nsjoin" else None
+                if found is not None:
+                    yield Import(found, (), alias.asname)
+        elif isinstance(node, ast.ImportFrom):
+            parts = node.module.split(".") if node.module else []
+            if node.level:
+                parts = [*package[: len(package) + 1 - node.level], *parts]
+            elif parts[0] == "nsjoin":
+                parts = parts[1:]
+            else:
+                continue
+            for alias in node.names:
+                found = module_of([*parts, alias.name])
+                if found is not None:
+                    yield Import(found, (), alias.asname or alias.name)
+                else:
+                    yield Import(str(module_of(parts)), (alias.name,), None)
+
+
+def test_every_module_has_a_rank():
+    assert set(SOURCES) == set(RANK), "give a new module its place in FLOORS"
+
+
+@pytest.mark.parametrize("module", SOURCES)
 def test_imports_go_downwards_only(module):
-    assert module in RANK, "a new module: give it a rank in RANKS, and a place in DESIGN.md"
-    for imported in imports_of(module):
-        assert RANK[imported] < RANK[module], f"{module} imports {imported}, which is not below it"
+    lower = {one for one in RANK if RANK[one] < RANK[module]}
+    upwards = {one.module for one in imports_of(module) if one.module not in {*lower, "_setns"}}
+    if module.endswith("__init__"):
+        upwards -= {module}  # a folder that takes what is in it
+    assert upwards == set()
 
 
-def test_only_the_shim_imports_the_compiled_module():
-    assert [module for module in MODULES if "_setns" in imports_of(module)] == ["_shim"]
+def test_only_calls_imports_the_compiled_module():
+    used = {
+        module: {name for one in imports_of(module) if one.module == "_setns" for name in one.names}
+        for module in SOURCES
+    }
+    assert {module for module, names in used.items() if names - {"CData"}} == {"_kernel/calls"}
 
 
-@pytest.mark.parametrize("source", sorted(PACKAGE.glob("*.[pch]*")), ids=lambda source: source.name)
+def private_names(module: str) -> set[str]:
+    """Return the names with an underscore that a module uses of another one, imported or as an attribute."""
+    imports = list(imports_of(module))
+    found = {
+        f"{one.module}:{name}" for one in imports if one.module != "_setns" for name in one.names if is_private(name)
+    }
+    modules = {one.local: one.module for one in imports if one.local is not None}
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used = modules.get(node.value.id)
+            found.update([f"{used}:{node.attr}"] if used is not None and is_private(node.attr) else [])
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+#: "user -> module:name": still open, may only shrink
+USED_PRIVATE_NAMES: frozenset[str] = frozenset(
+    {
+        "_cli/exec -> _cli/options:_TYPES",
+        "_engine/holder -> _engine/image:_image",
+        "_kernel/calls -> _kernel/abi:_CAP_SETGID",
+        "_kernel/calls -> _kernel/abi:_CAP_SYS_ADMIN",
+        "_kernel/calls -> _kernel/abi:_F_DUPFD_CLOEXEC",
+        "_kernel/calls -> _kernel/abi:_NS_GET_ID",
+        "_kernel/calls -> _kernel/abi:_NS_GET_NSTYPE",
+        "_kernel/calls -> _kernel/abi:_NS_GET_OWNER_UID",
+        "_kernel/calls -> _kernel/abi:_NS_GET_PARENT",
+        "_kernel/calls -> _kernel/abi:_NS_GET_PID_FROM_PIDNS",
+        "_kernel/calls -> _kernel/abi:_NS_GET_PID_IN_PIDNS",
+        "_kernel/calls -> _kernel/abi:_NS_GET_USERNS",
+        "_kernel/calls -> _kernel/abi:_NS_MNT_GET_NEXT",
+        "_kernel/calls -> _kernel/abi:_NS_MNT_GET_PREV",
+        "_kernel/calls -> _kernel/abi:_PIDFD_GET_INFO",
+        "_kernel/calls -> _kernel/abi:_PIDFD_INFO_MASK_PID",
+        "_kernel/calls -> _kernel/abi:_PIDFD_INFO_PID",
+        "_kernel/calls -> _kernel/abi:_PIDFD_INFO_SIZE",
+        "_kernel/calls -> _kernel/abi:_RESOLVE_CACHED",
+        "_kernel/calls -> _kernel/abi:_RESOLVE_IN_ROOT",
+        "_kernel/calls -> _kernel/abi:_RESOLVE_NO_MAGICLINKS",
+        "_kernel/calls -> _kernel/abi:_RESOLVE_NO_SYMLINKS",
+        "_kernel/calls -> _kernel/abi:_RESOLVE_NO_XDEV",
+        "_kernel/calls -> _kernel/abi:_SIOCGSKNS",
+        "_verbs/create -> _engine/holder:_Holder",
+        "_verbs/create -> _engine/holder:_Wanted",
+        "_verbs/create -> _joining/reasons:_error",
+        "_verbs/enter -> _engine/trip:_STAY",
+        "_verbs/enter -> _engine/trip:_enter",
+        "_verbs/enter -> _engine/trip:_namespace_trip",
+        "_verbs/enter -> _engine/trip:_own_error",
+        "_verbs/enter -> _engine/trip:_trip",
+        "aio/__init__ -> aio/_program:_Run",
+        "aio/__init__ -> aio/_start:_launch",
+        "aio/__init__ -> aio/_transport:_Transport",
+        "aio/__init__ -> aio/_waiting:_until_readable",
+        "aio/_program -> aio/_start:_Popen",
+        "aio/_program -> aio/_waiting:_in_thread",
+        "aio/_program -> aio/_waiting:_resolve",
+        "aio/_start -> aio/_waiting:_before",
+        "aio/_start -> aio/_waiting:_in_thread",
+        "aio/_start -> aio/_waiting:_until_readable",
+        "aio/_transport -> aio/_program:_Exit",
+        "aio/_transport -> aio/_program:_Program",
+        "aio/_transport -> aio/_start:_Popen",
+        "aio/_transport -> aio/_waiting:_resolve",
+    }
+)
+
+
+def test_no_module_uses_a_private_name_of_another():
+    found = {f"{module} -> {name}" for module in SOURCES for name in private_names(module)}
+    assert found - USED_PRIVATE_NAMES == set()
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_python_files_and_functions_are_short(module):
+    text = SOURCES[module].read_text()
+    assert len(text.splitlines()) <= 350
+    assert {name: lines for name, lines in function_lengths(text) if lines > 40} == {}
+
+
+def function_lengths(text: str) -> Iterator[tuple[str, int]]:
+    """Yield each function with its number of lines, those of its docstring not counted."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0]
+            docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+            yield node.name, node.end_lineno - node.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("source", C_SOURCES, ids=lambda source: source.name)
+def test_c_files_are_short(source):
+    assert len(source.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("source", [*SOURCES.values(), *C_SOURCES], ids=lambda source: str(source.relative_to(PACKAGE)))
 def test_nothing_waits_with_select(source):
     """select(2) has no room for descriptors from 1024 on, and a program may have that many open. poll(2) has."""
     found = re.findall(r"\bselect\.select\b|SelectSelector|\bFD_SET\b|\bp?select\(2\)|SYS_p?select", source.read_text())
     assert found == []
-
-
-def test_every_rank_names_modules_that_exist():
-    assert set(RANK) - {"_setns"} == set(MODULES)
 
 
 def header() -> str:
@@ -574,27 +714,26 @@ def header() -> str:
     return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
-def stub() -> ast.ClassDef:
-    tree = ast.parse((PACKAGE / "_setns.pyi").read_text())
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "_Lib")
-
-
-def test_the_stub_names_exactly_the_functions_and_constants_of_the_header():
-    functions = {
-        name: [re.split(r"[\s*]+", argument.strip())[-1] for argument in arguments.split(",")]
-        for name, arguments in re.findall(r"\b(nsjoin_\w+)\(([^)]*)\);", header())
-    }
-    functions = {name: [] if arguments == ["void"] else arguments for name, arguments in functions.items()}
-    constants = set(re.findall(r"\bNSJOIN_\w+", header())) - {"NSJOIN_SETNS_H"}
+def test_the_compiled_module_has_exactly_the_names_of_the_header():
+    functions = set(re.findall(r"\b(nsjoin_\w+)\([^)]*\);", header()))
+    constants = set(re.findall(r"\bNSJOIN_\w+", header())) - {"NSJOIN_SHARED_H"}
     variables = set(re.findall(r"^extern .*?(\w+);$", header(), flags=re.MULTILINE))
-    assert {
-        node.name: [argument.arg for argument in node.args.args[1:]]
-        for node in stub().body
-        if isinstance(node, ast.FunctionDef)
-    } == functions
-    fields = {node.target.id for node in stub().body if isinstance(node, ast.AnnAssign)}
-    assert fields == constants | variables
-    assert set(dir(calls_.lib)) == set(functions) | constants | variables, "build again: pip install -e ."
+    assert functions
+    assert set(dir(calls_.lib)) == functions | constants | variables, "build again: pip install -e ."
+
+
+def lib_names_in(source: Path) -> set[str]:
+    """Return the names that a file looks up in ``lib``."""
+    found = ast.walk(ast.parse(source.read_text()))
+    attributes = [node for node in found if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    return {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "lib"}
+
+
+def test_the_package_uses_only_names_that_the_compiled_module_has():
+    """In place of a type checker, for which ``lib`` is Any."""
+    used = {name for source in PACKAGE.rglob("*.py") for name in lib_names_in(source)}
+    assert "nsjoin_launch" in used
+    assert used - set(dir(calls_.lib)) == set()
 
 
 def test_the_steps_are_those_of_the_header():

@@ -138,3 +138,19 @@ def test_links_between_pages_lead_to_files() -> None:
         for link in re.findall(r"\]\(([^)#\s]+)", text):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+#: `test_x` alone is in the file that the text names next, else in tests/test_attacks.py; here: it exists anywhere.
+NAMED_TEST = re.compile(r"`(test_\w+\*?)`|(?:`|pytest )((?:tests/)?(?:\w+/)?test_\w+\.py)\b")
+
+
+@pytest.mark.parametrize("page", [HERE / "SECURITY.md", *PAGES], ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    files = sorted(HERE.glob("tests/**/test_*.py"))
+    paths = {str(file.relative_to(HERE)) for file in files} | {file.name for file in files}
+    names = {name for file in files for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.M)}
+    named = NAMED_TEST.findall(page.read_text())
+    for name, path in named:
+        assert not path or path in paths, path
+        assert not name or name in names or any(one.startswith(name[:-1]) for one in names if name[-1] == "*"), name
+    assert len(named) > (20 if page.name == "SECURITY.md" else -1)

@@ -53,7 +53,7 @@ def test_a_plain_program(target):
     assert_right(run_program("", target.pid))
 
 
-def test_one_that_ignores_sigchld_is_told_that_the_status_is_lost(target):
+def test_caller_that_ignores_sigchld_gets_a_lost_status_error(target):
     # who is reaped by the kernel is a child for a moment after waitpid has said ECHILD
     look_again = """
         import time
@@ -69,7 +69,7 @@ def test_one_that_ignores_sigchld_is_told_that_the_status_is_lost(target):
     assert outcome["children"] == ""
 
 
-def test_one_that_reaps_everything_in_a_thread_gets_the_status_or_is_told(target):
+def test_caller_that_reaps_everything_in_a_thread_gets_the_status_or_an_error(target):
     outcome = run_program(
         """
         import threading
@@ -91,12 +91,12 @@ def test_one_that_reaps_everything_in_a_thread_gets_the_status_or_is_told(target
 
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "0, 1, 2", "0, 2"])
-def test_one_with_closed_standard_descriptors(target, closed):
+def test_caller_with_closed_standard_descriptors(target, closed):
     prelude = f"saved = os.dup(1)\nfor fd in ({closed},): os.close(fd)"
     assert_right(run_program(prelude, target.pid, channel="saved"))
 
 
-def test_one_that_is_pid_1_of_a_namespace(start):
+def test_caller_that_is_pid_1_of_a_namespace(start):
     # the target has to be below: a PID namespace cannot be joined from beside it
     wrapper = ["unshare", "--fork", "--pid", "--mount-proc"] + ([] if IS_ROOT else ["--map-root-user"])
     prelude = """
@@ -115,12 +115,12 @@ def test_one_that_is_pid_1_of_a_namespace(start):
     assert_right(run_program(prelude, 0, epilogue=epilogue, wrapper=wrapper))
 
 
-def test_one_that_is_a_subreaper(target):
+def test_caller_that_is_a_subreaper(target):
     prelude = "import ctypes\nassert ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER"
     assert_right(run_program(prelude, target.pid))
 
 
-def test_one_with_10_000_descriptors(target):
+def test_caller_with_10_000_descriptors(target):
     prelude = """
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (12000, 12000))
@@ -133,18 +133,18 @@ def test_one_with_10_000_descriptors(target):
     assert outcome["descriptors"] >= 10000
 
 
-def test_one_whose_children_are_born_in_another_time_namespace(target):
+def test_caller_whose_children_are_born_in_another_time_namespace(target):
     if not IS_ROOT:
         pytest.skip("unshare(CLONE_NEWTIME) needs CAP_SYS_ADMIN")
     prelude = """
-    from nsjoin import _shim
-    _shim.unshare(0x80)
+    from nsjoin._kernel import calls
+    calls.unshare(0x80)
     assert os.readlink("/proc/self/ns/time") != os.readlink("/proc/self/ns/time_for_children")
     """
     assert_right(run_program(prelude, target.pid))
 
 
-def test_one_that_closes_all_descriptors_that_it_does_not_know(target):
+def test_caller_that_closes_all_descriptors_it_does_not_know(target):
     prelude = """
     run_in(pid, ["true"])
     os.closerange(3, 1000)
@@ -153,7 +153,7 @@ def test_one_that_closes_all_descriptors_that_it_does_not_know(target):
     assert_right(run_program(prelude, target.pid))
 
 
-def test_one_that_has_forked_since(target):
+def test_caller_that_has_forked_since_the_import(target):
     prelude = """
     run_in(pid, ["true"])
     child = os.fork()
@@ -215,5 +215,5 @@ def test_no_tracer_gives_the_environment_of_the_caller_to_the_target(target, tra
 
 
 def test_where_what_the_caller_asks_for_is_not_kept_a_tracer_gives_it(target, tracer):
-    forget = "import nsjoin._verbs.spawn\nnsjoin._verbs.command._asked = lambda args, keywords: {}\n"
+    forget = "import nsjoin._verbs.spawn\nnsjoin._verbs.spawn.asked = lambda args, keywords: {}\n"
     assert secret_of_the_caller(tracer + forget, target.pid, "dict(like_target=True)") == ["seen", "seen"]

@@ -129,7 +129,7 @@ def test_with_any_number_of_descriptors_left_it_works_or_says_that_there_are_non
 
 
 @pytest.mark.parametrize("join", [nsjoin.spawn_in, nsjoin.call_in])
-def test_with_no_process_left_it_says_so(join):
+def test_exhausted_process_limit_is_explained(join):
     """RLIMIT_NPROC, from which only root is exempt."""
 
     def without_processes() -> None:
@@ -173,7 +173,7 @@ def pids_group() -> Iterator[str]:
 
 @requires_root
 @pytest.mark.parametrize("fork", ["the joiner's", "its child's"])
-def test_when_pids_max_is_reached_it_says_so(target, fork):
+def test_reached_pids_max_is_explained(target, fork):
     def limited(group: str) -> None:
         Path(group, "cgroup.procs").write_text(str(os.getpid()))
         Path(group, "pids.max").write_text("1" if fork == "the joiner's" else "2")
@@ -190,7 +190,7 @@ def test_when_pids_max_is_reached_it_says_so(target, fork):
 
 
 @requires_root
-def test_a_full_tmp_is_told_and_nothing_stays_in_it(target):
+def test_full_tmp_is_an_error_and_nothing_stays_in_it(target):
     """Where memfds are not executed, the joiner is a file for the time of a launch."""
 
     def with_full_tmp() -> None:

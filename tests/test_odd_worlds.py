@@ -111,7 +111,7 @@ def test_a_directory_that_never_answers_does_not_outlast_the_timeout(start, stat
         os.close(fd)
         target.end()  # what hangs there cannot be killed before
         while children() - before:
-            children_._reap_late()
+            children_.reap_late()
 
 
 @requires_root
@@ -139,7 +139,7 @@ def test_a_program_on_a_slow_file_system_runs_when_it_has_come(start, folder):
 
 
 @requires_root
-def test_a_name_is_looked_up_by_the_caller_who_waits_for_an_etc_that_never_answers(start, static):
+def test_lookup_of_a_user_name_waits_for_a_hanging_etc(start, static):
     """So SECURITY.md says: give numbers."""
     target = hung_at(start, "/etc")
     raised: list[BaseException] = []
@@ -161,7 +161,7 @@ def test_a_name_is_looked_up_by_the_caller_who_waits_for_an_etc_that_never_answe
 
 
 @requires_root
-def test_what_a_user_namespace_has_mounted_holds_nobody_outside(start, static):
+def test_mount_made_in_a_user_namespace_does_not_block_callers_outside(start, static):
     """The kernel lets only processes in that user namespace ask such a server: EACCES (fuse(4), allow_other)."""
     target = hung_at(start, "/etc", "lookup", "user")
     with pytest.raises(PermissionError):
@@ -348,7 +348,7 @@ requires_memfd_noexec = pytest.mark.skipif(not os.path.exists(NOEXEC), reason="n
 #: Alone in a PID namespace, whose setting it may change: it can only be made stricter.
 RESTRICTED = """
 import os, subprocess, sys, tempfile, nsjoin
-from nsjoin import _launch
+from nsjoin._engine import image
 with open("/proc/sys/vm/memfd_noexec", "w") as file:
     file.write(sys.argv[1])
 target = subprocess.Popen(
@@ -362,7 +362,7 @@ try:
     called = nsjoin.call_in(child, lambda: "called", trust_target=True)
     print(nsjoin.run_in(child, ["true"]).returncode, called, end=" ")
     with nsjoin.create("net") as made:
-        print(made.nstype, _launch._image._memfd_runs)
+        print(made.nstype, image._image._memfd_runs)
 except nsjoin.JoinError as error:
     print(error)
 target.communicate(b"")
@@ -450,7 +450,7 @@ VERBS: dict[str, Callable[[int], object]] = {
 
 @requires_root
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_caller_whom_dockers_profile_confines_is_told_that_a_filter_forbids_it(target, verb):
+def test_dockers_seccomp_profile_is_named_as_the_reason(target, verb):
     def refused() -> None:
         with pytest.raises(nsjoin.NamespaceError, match="a seccomp filter forbids it") as caught:
             VERBS[verb](target.pid)
@@ -560,9 +560,9 @@ def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_momen
     read = likeness.read
 
     def note(*arguments: Any) -> Any:
-        attributes, theirs = read(*arguments)
-        taken.append((theirs.uids, attributes.capabilities[1:3]))
-        return attributes, theirs
+        found = read(*arguments)
+        taken.append((found.theirs.uids, found.attributes.capabilities[1:3]))
+        return found
 
     monkeypatch.setattr(likeness, "read", note)
     program, fifo = folder / "setuid", folder / "fifo"
@@ -596,7 +596,7 @@ def test_a_target_that_executes_a_setuid_program_is_taken_as_it_was_at_one_momen
 
 @requires_root
 @pytest.mark.parametrize("limit", ["as", "nofile", "stack", "fsize", "cpu", "nproc"])
-def test_a_process_that_is_given_limits_from_inside_runs_or_dies_and_holds_nobody_up(start, folder, limit):
+def test_process_given_limits_from_inside_runs_or_dies_and_does_not_block_the_caller(start, folder, limit):
     """Whoever has its uid may, whatever it hides: prlimit(2) does not ask for more."""
     target = start("mnt", "pid")
     results: list[object] = []

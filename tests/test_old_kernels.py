@@ -206,7 +206,7 @@ def test_a_child_that_does_not_share_the_joiners_memory_is_started_as_well(targe
 PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
-def test_who_is_not_dumpable_is_told_why_there_is_no_joining_before_6_11():
+def test_non_dumpable_caller_gets_an_explanation_before_6_11():
     def joins() -> None:
         if IS_ROOT:
             become_nobody()
@@ -225,7 +225,7 @@ def test_who_is_not_dumpable_is_told_why_there_is_no_joining_before_6_11():
 
 
 @requires_root
-def test_that_the_children_are_to_be_born_where_nothing_is_yet_is_told_before_6_11(target):
+def test_empty_pid_for_children_is_explained_before_6_11(target):
     """The kernel lets nobody open such a PID namespace, so there would be no way back to it."""
 
     def use() -> None:

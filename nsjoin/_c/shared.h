@@ -105,8 +105,9 @@ struct nsjoin_plan {
     uint32_t tables;            /* room for the joiner's pointers to them: three lists, each ended by NULL */
 };
 
-/* Where the descriptors of a launch, a holder or a call lie: the child of a fork elsewhere in this process closes its copies
- * of them. Filled and emptied by C, and until then the struct around it stays where it is; all zero is a link of no list. */
+/* Where the descriptors of a launch, a holder or a call lie: the child of a fork elsewhere in this process closes its
+ * copies of them. Filled and emptied by C, and until then the struct around it stays where it is; all zero is a link of
+ * no list. */
 struct nsjoin_link {
     struct nsjoin_link *next, *previous;
     int32_t *fds;
@@ -178,14 +179,7 @@ int nsjoin_has(int capability);
  * all zero is a call that is not open. */
 struct nsjoin_call {
     int32_t is_open;
-    /* the way inside, as in a plan */
-    int32_t n_joins;
-    struct nsjoin_join joins[64];
-    int32_t root;               /* an O_PATH descriptor that becomes the root, -1: as it is */
-    int32_t witness;            /* as in a plan */
-    uint64_t user;
-    uint32_t flags;             /* enum nsjoin_flag: NSJOIN_FORK, and those of ids */
-    uint32_t uid, gid;
+    struct nsjoin_plan *plan;   /* the way inside: joins, witness, root, ids. The fork copies it */
     /* descriptors, -1: none */
     int32_t channel[2];         /* sockets that carry records: the caller's end, the child's */
     int32_t control[2];         /* with NSJOIN_FORK: the caller's end, that of the process in the middle */
@@ -211,7 +205,7 @@ struct nsjoin_call {
 int nsjoin_open_call(struct nsjoin_call *call);
 void nsjoin_close_call(struct nsjoin_call *call);
 /* Before and after fork(2) in the caller. Signals are blocked between them, and where the caller can go there and come
- * back, the child is born in the PID namespace that is to be joined. The second is -errno of that way back. */
+ * back, the child is born in the PID namespace that will be joined. The second is -errno of that way back. */
 int nsjoin_begin_fork(struct nsjoin_call *call);
 int nsjoin_end_fork(struct nsjoin_call *call);
 /* Opens the pidfd of the child (Linux 5.3). */
@@ -227,7 +221,8 @@ void nsjoin_give_up(struct nsjoin_call *call, int step, int index, int error);
  * it has been reaped. */
 void nsjoin_tell_of_birth(struct nsjoin_call *call);
 void nsjoin_tell_of_end(const struct nsjoin_call *call);
-/* In the caller: the pid of that child if it has been born and not been reaped there, 0 if it has; -EAGAIN: not told. */
+/* In the caller: the pid of that child if it has been born and not been reaped there, 0 if it has; -EAGAIN: not reported.
+ * */
 int nsjoin_left_behind(const struct nsjoin_call *call);
 /* In the caller: the length of the next message's text, -ENODATA if there is none, -EBADMSG if it is not what the message
  * says; then the message. */
@@ -250,7 +245,7 @@ struct nsjoin_work {
     int32_t plan;               /* the file of plan and report, -1: none */
     int32_t barrier[2];         /* a pipe: the joiner and its child hold the write end until they exec or end */
     int32_t joiner;             /* pid, 0: not started */
-    int32_t no_paths;           /* nothing is opened or executed by its path: that is the place of somebody else */
+    int32_t no_paths;           /* no path is opened or executed: it would be in a foreign mount namespace */
     struct nsjoin_link link;
 };
 int nsjoin_prepare(struct nsjoin_work *work);
@@ -272,13 +267,13 @@ enum nsjoin_hold_step {
     NSJOIN_HOLD_PROPAGATION, NSJOIN_HOLD_EXEC
 };
 /* A process that is born in new namespaces and keeps them, as the init of a PID namespace too: the joiner, waiting for a
- * plan that never comes, until nobody has the other end of its stdin any more. */
+ * plan that never comes, until the other end of its stdin is closed. */
 struct nsjoin_hold {
     uint32_t nstypes;           /* CLONE_NEW* */
     uint32_t propagation;       /* MS_PRIVATE, ...: of all mounts in a new mount namespace, 0: as they are */
-    int32_t user;               /* a user namespace to be born in, as the init of a PID namespace; -1: ours */
+    int32_t user;               /* a user namespace to be born in, as the init of a PID namespace; -1: the caller's */
     int32_t stays;              /* it has the other end itself */
-    int32_t tie;                /* ours to close, -1: none */
+    int32_t tie;                /* the caller's end, -1: none */
     int32_t barrier;            /* while it starts, else -1 */
     int32_t pid;                /* of the holder, our child, once it has been started */
     int32_t step;               /* enum nsjoin_hold_step */

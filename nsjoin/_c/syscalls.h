@@ -104,7 +104,7 @@ __asm__(".text\n.globl _start\n_start:\n"
 #endif
 
 #ifndef NSJOIN_HOSTED
-/* of clone: the child runs in our memory and on our stack, and we stand still until it has exec'd or ended */
+/* of clone: the child runs in the caller's memory and on its stack; the caller is suspended until it has exec'd or ended */
 enum { SUSPENDED = K_CLONE_VM | K_CLONE_VFORK };
 #endif
 

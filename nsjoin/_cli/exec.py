@@ -1,4 +1,4 @@
-"""``python -m nsjoin exec``: ``spawn_in`` with the options and the exit statuses of nsenter(1)."""
+"""``python -m nsjoin exec``: ``spawn_in`` with the options and exit statuses of nsenter(1)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from .._kernel import procfs
-from .._kernel.nstypes import USER
-from .._target.target import TARGET, Target
+from .._kernel.nstypes import BY_NAME, USER
+from .._target.namespace import namespace_of, namespaces_of
+from .._target.process import Process
+from .._target.target import TARGET
 from .._verbs.spawn import Popen
 from ..exceptions import NamespaceError
-from .options import _TYPES
+from .options import TYPES, add_arguments, parse
 
 if TYPE_CHECKING:
     import argparse
     from typing import Any
 
 
-# --- what it means ------------------------------------------------------------------------------------------
+__all__ = ["add_arguments", "parse", "run"]
+
+# --- from options to keywords -------------------------------------------------------------------------------
 
 
 def _meaning(options: dict[str, str | None], stack: ExitStack) -> tuple[Any, dict[str, Any]]:
-    """The target and the keywords of Popen. ValueError, OSError."""
+    """Return the target and the keywords of ``Popen``. ValueError, OSError."""
     pid = _number(options, "target")
-    files = {nstype: options[name] for name, nstype in _TYPES.items() if options.get(name)}
-    named = [nstype for name, nstype in _TYPES.items() if name in options and nstype not in files]
+    files = {nstype: options[name] for name, nstype in TYPES.items() if options.get(name)}
+    named = [nstype for name, nstype in TYPES.items() if name in options and nstype not in files]
     if pid is None:
         _check_no_target(options)
-    process = None if pid is None else stack.enter_context(Target.from_pid(pid))
+    process = None if pid is None else stack.enter_context(Process(pid))
     joins_user = "user" in options or ("all" in options and process is not None and not process.shares(USER))
     keywords: dict[str, Any] = {
         "fork": "no-fork" not in options,
@@ -49,11 +53,10 @@ def _meaning(options: dict[str, str | None], stack: ExitStack) -> tuple[Any, dic
 
 
 def _check_no_target(options: dict[str, str | None]) -> None:
-    needs = [name for name in ("all", "env", "root", "wd", *_TYPES) if name in options and not options[name]]
+    needs = [name for name in ("all", "env", "root", "wd", *TYPES) if name in options and not options[name]]
     if needs:
-        raise ValueError(
-            f"--{needs[0]} needs a process (--target PID){'' if needs[0] in ('all', 'env') else ' or =FILE'}"
-        )
+        value = {"all": "", "env": "", "root": " or =DIR", "wd": " or =DIR"}.get(needs[0], " or =FILE")
+        raise ValueError(f"--{needs[0]} needs a process (--target PID){value}")
 
 
 def _number(options: dict[str, str | None], name: str) -> int | None:
@@ -66,7 +69,7 @@ def _number(options: dict[str, str | None], name: str) -> int | None:
 
 
 def _directories(options: dict[str, str | None], stack: ExitStack) -> dict[str, Any]:
-    """A directory that is named is opened before anything is joined; otherwise it is the target's."""
+    """Return ``root`` and ``cwd``: directories that are named, opened before anything is joined, or the target's."""
     found: dict[str, Any] = {}
     for name, keyword in (("root", "root"), ("wd", "cwd")):
         path = options.get(name)
@@ -82,19 +85,19 @@ def _directories(options: dict[str, str | None], stack: ExitStack) -> dict[str, 
 
 def _ids(options: dict[str, str | None], *, joins_user: bool) -> dict[str, Any]:
     uid, gid = _number(options, "setuid"), _number(options, "setgid")
-    # groups that are dropped for a user namespace are dropped before it, which may deny that
+    # with user the joiner drops the groups before the join, as the namespace may deny setgroups(2)
     return {"user": uid, "group": gid, "extra_groups": None if gid is None or joins_user else []}
 
 
 def _mixed(
-    process: Target, named: list[str], files: dict[str, Any], keywords: dict[str, Any], stack: ExitStack
+    process: Process, named: list[str], files: dict[str, Any], keywords: dict[str, Any], stack: ExitStack
 ) -> list[Any]:
-    """The namespaces of a process and of files, as one target: what is the process's is opened here."""
-    every = process.namespaces() if keywords["namespaces"] is None else {}
+    """Return the namespaces of files and of a process as one target; open here whatever else is the process's."""
+    every = namespaces_of(process) if keywords["namespaces"] is None else {}
     for namespace in every.values():
         stack.enter_context(namespace)
     taken = [namespace for nstype, namespace in every.items() if nstype not in files]
-    taken += [stack.enter_context(process.namespace(nstype)) for nstype in named if nstype not in every]
+    taken += [stack.enter_context(namespace_of(process, BY_NAME[nstype])) for nstype in named if nstype not in every]
     joins_mnt = any(namespace.nstype == "mnt" for namespace in taken)
     if keywords.get("root") is TARGET or (joins_mnt and "root" not in keywords):
         keywords["root"] = process.open_root()
@@ -112,7 +115,7 @@ def _mixed(
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the program and return its exit status; the signal that has ended it ends this process too."""
+    """Run the program and return its exit status. A signal that ends it ends this process too."""
     command, executable = _command(given.program)
     with _Signals() as signals:
         try:
@@ -124,11 +127,11 @@ def run(given: argparse.Namespace) -> int:
         except (OSError, ValueError, OverflowError, _Signalled) as refused:
             if not signals.early:
                 return _fail(_STATUS.get(refused.errno or 0, 126) if isinstance(refused, _NotRun) else 1, refused)
-            status = signals.early[0]  # as if it had ended the program, which it may have done
+            status = signals.early[0]  # as if the signal had ended the program; it may have
     return _end_by(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-#: Where the program is not run; every other errno is 126.
+#: The exit status where execve(2) fails; 126 for every other errno.
 _STATUS = {errno.ENOENT: 127}
 
 
@@ -138,7 +141,7 @@ def _fail(status: int, why: BaseException) -> int:
 
 
 def _command(program: list[str]) -> tuple[list[str], str]:
-    """argv and the file. Without a program it is a login shell: its name begins with "-"."""
+    """Return argv and the file. The default is a login shell: its argv[0] begins with "-"."""
     if program:
         return program, program[0]
     shell = os.environ.get("SHELL") or "/bin/sh"
@@ -158,23 +161,23 @@ def _start(target: Any, command: list[str], file: str, keywords: dict[str, Any])
     except OSError as refused:
         if refused.filename != file:
             raise
-        if refused.errno == errno.ENOEXEC and "/" in file:  # a script without "#!", as execvp(3) has it
+        if refused.errno == errno.ENOEXEC and "/" in file:  # a script without "#!": as execvp(3)
             return _start(target, ["sh", file, *command[1:]], "/bin/sh", keywords)
         raise _NotRun(refused.errno, f"{refused.strerror}: {file!r}") from None
 
 
-#: What people send to the process that they have started and mean for the program.
+#: Signals that are sent to this process but meant for the program.
 _FORWARDED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
-#: A terminal sends these to the whole foreground process group, so that the program has them already.
+#: A terminal sends these to the whole foreground process group, so the program gets them anyway.
 _OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
 
 class _Signalled(BaseException):
-    """A second signal before the program runs: its start hangs."""
+    """A second signal has come before the program runs."""
 
 
 def _ignored_signals() -> int:
-    """As bits, from the kernel: PyPy's signal.getsignal does not know what was ignored before it started."""
+    """Return them as bits. From /proc: PyPy's signal.getsignal does not know what was ignored before it started."""
     for line in procfs.read("self/status").splitlines():
         if line.startswith("SigIgn:"):
             return int(line.split()[1], 16)
@@ -182,9 +185,9 @@ def _ignored_signals() -> int:
 
 
 class _Signals:
-    """Passes signals on to the program. The first that comes before it runs is kept for it, the second ends the start.
+    """Forward signals to the program. The first one before it runs is kept for it; the second one aborts the start.
 
-    Ignored ones stay ignored, here and there.
+    Signals that are ignored stay ignored, in both processes.
     """
 
     def __init__(self) -> None:
@@ -197,7 +200,7 @@ class _Signals:
         for number in (signal.Signals[name] for name in _FORWARDED):
             if not ignored >> number - 1 & 1:
                 self._before[number] = signal.signal(number, self._take)
-        # ignored, it would take the exit status away
+        # if SIGCHLD were ignored, the exit status would be lost
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
@@ -214,7 +217,7 @@ class _Signals:
             self.early.append(number)
 
     def runs(self, child: Popen[bytes]) -> None:
-        """``child`` is the program."""
+        """Forward signals to ``child`` from now on, and the one that came early."""
         self.child = child
         while self.early:
             self._forward(child, self.early.pop())
@@ -236,7 +239,7 @@ def _is_in_foreground() -> bool:
 
 
 def _wait(child: Popen[bytes]) -> int:
-    """Wait for the program's end, and stop and go on with it, so that a shell's job control sees one job."""
+    """Wait until the program ends, stopping and continuing with it: a shell's job control then sees one job."""
     while True:
         _, status = os.waitpid(child.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
@@ -247,8 +250,8 @@ def _wait(child: Popen[bytes]) -> int:
 
 
 def _end_by(number: int) -> int:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # whose core would it be
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would be this process's, not the program's
     if number not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    return 128 + number  # a PID namespace's init survives its own signals
+    return 128 + number  # this process is the init of a PID namespace, which ignores its own signals

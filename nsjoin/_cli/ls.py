@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 _HEADING = ("NS", "TYPE", "NPROCS", "PID", "USER", "COMMAND")
 _RIGHT = (2, 3)
-#: As many of the same kind are named; of the others, how many there are
+#: How many of each kind are named; the others are counted.
 _NAMED = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``ls`` takes."""
-    parser.add_argument("nstypes", nargs="*", metavar="nstype", help=f"only these types: {', '.join(BY_NAME)}")
-    parser.add_argument("--tree", action="store_true", help="show which namespace is below which")
+    """Add the arguments of ``ls``."""
+    parser.add_argument("nstypes", nargs="*", metavar="nstype", help=f"list only these types: {', '.join(BY_NAME)}")
+    parser.add_argument("--tree", action="store_true", help="show namespaces below their parents or owners")
     parser.add_argument(
         "--by",
         choices=("parent", "owner"),
         default="parent",
-        help="with --tree: user and pid namespaces by their parents, or all below the user namespace that owns them",
+        help="with --tree: order user and pid namespaces by parent, or all by the user namespace that owns them",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, with all that is known")
+    parser.add_argument("--json", action="store_true", help="print JSON with every field")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print them to stdout, and to stderr what could not be seen."""
+    """Print the namespaces to stdout and what could not be examined to stderr; return the exit status."""
     for nstype in given.nstypes:
         if nstype not in BY_NAME:
             given.parser.error(f"unknown namespace type {nstype!r}: one of {', '.join(BY_NAME)}")
@@ -55,9 +55,9 @@ def run(given: argparse.Namespace) -> int:
     roots = tree(namespaces, by=given.by) if given.tree else tuple(Tree(info, ()) for info in namespaces)
     roots = tuple(_pruned(roots, nstypes))
     try:
-        # in one piece: stdout may be unbuffered
+        # in one write: stdout may be unbuffered
         print(_json(roots) if given.json else _table(roots, namespaces), flush=True)
-    except BrokenPipeError:  # who reads has seen enough; nor may the interpreter try again at its end
+    except BrokenPipeError:  # the reader has gone; the flush at the interpreter's end must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for line in _unseen(len(found.refused), found.refused_sockets, found.hidden):
         print(f"nsjoin: {line}", file=sys.stderr)
@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _pruned(nodes: Iterable[Tree], nstypes: Collection[str]) -> Iterator[Tree]:
-    """The nodes of these types, and those that lead to one."""
+    """Yield the nodes of these types, and their ancestors."""
     for node in nodes:
         children = tuple(_pruned(node.children, nstypes))
         if children or node.namespace.nstype in nstypes:
@@ -85,7 +85,7 @@ def _count(number: int, what: str, plural: str = "s") -> str:
     return f"{number} {what}{'' if number == 1 else plural}"
 
 
-# --- one namespace in words -----------------------------------------------------------------------------------------
+# --- one namespace --------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -98,7 +98,7 @@ def _user(uid: int) -> str:
 
 @cache
 def _process(pid: int) -> tuple[str | None, str | None]:
-    """User and command of a process, None if it has ended."""
+    """Return the user and the command of a process, None if it has ended."""
     try:
         user = _user(os.stat(f"/proc/{pid}").st_uid)
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -115,8 +115,12 @@ def _json(roots: Sequence[Tree]) -> str:
     return json.dumps({"namespaces": [_plain(node) for node in roots]}, indent=3)
 
 
+#: What the pairs of these fields are called.
+_PAIRS = {"threads": ("pid", "tid"), "descriptors": ("pid", "fd"), "sockets": ("pid", "fd")}
+
+
 def _plain(node: Tree) -> dict[str, Any]:
-    """As lsns --json has it, and what it has not."""
+    """Return the fields of ``lsns --json``, then those that lsns(8) lacks."""
     info = node.namespace
     pid = info.pids[0] if info.pids else None
     user, command = _process(pid) if pid else (None, None)
@@ -128,22 +132,21 @@ def _plain(node: Tree) -> dict[str, Any]:
         "user": user,
         "command": command,
         "id": info.id.unique,
-        "owner": info.owner.ino if info.owner else None,
-        "owner_uid": info.owner_uid,
-        "parent": info.parent.ino if info.parent else None,
-        "threads": [{"pid": process, "tid": thread} for process, thread in info.threads],
-        "for_children": info.for_children,
-        "paths": info.paths,
-        "descriptors": [{"pid": process, "fd": fd} for process, fd in info.descriptors],
-        "sockets": [{"pid": process, "fd": fd} for process, fd in info.sockets],
     }
+    for name, value in info._asdict().items():
+        if name in _PAIRS:
+            plain[name] = [dict(zip(_PAIRS[name], pair)) for pair in value]
+        elif name in ("owner", "parent"):
+            plain[name] = value.ino if value else None
+        elif name not in ("nstype", "id", "pids"):  # which lsns has under other names
+            plain[name] = value
     if node.children:
         plain["children"] = [_plain(child) for child in node.children]
     return plain
 
 
 def _keepers(info: NamespaceInfo, below: int) -> str:
-    """What keeps a namespace without a process."""
+    """Describe what keeps a namespace without a process."""
     kinds = (
         [f"thread {tid} of {pid}" for pid, tid in info.threads],
         [f"for children of {number}" for number in info.for_children],
@@ -183,7 +186,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _lines(nodes: Sequence[Tree], below: dict[int, int], further: str | None = None) -> Iterator[tuple[str, ...]]:
-    """The cells of each node, the first one after the branches that lead to it; ``further`` is None for the roots."""
+    """Yield the cells of each node, the first with its branches drawn before it; ``further`` is None for the roots."""
     for index, node in enumerate(nodes):
         is_last = index == len(nodes) - 1
         branch, trunk = ("", "") if further is None else (("└─", "  ") if is_last else ("├─", "│ "))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The command line of nsenter(1), read as getopt_long(3) does."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-# --- the command line ---------------------------------------------------------------------------------------
-
-
 class _Option(NamedTuple):
-    """``takes`` is what getopt(3) calls it: no argument "", a required one ":", "::" only in the same word."""
+    """``takes`` is as in getopt(3): "" no argument, ":" a required one, "::" an optional one in the same word."""
 
     short: str
     name: str
@@ -27,35 +24,39 @@ class _Option(NamedTuple):
 
 _LETTERS = {"mnt": "m", "uts": "u", "ipc": "i", "net": "n", "pid": "p", "user": "U", "cgroup": "C", "time": "T"}
 _NAMES = {"mnt": "mount"}
-_TYPES = {_NAMES.get(row.name, row.name): row.name for row in NSTYPES}
-_OPTIONS = (
+#: By option: the type of namespace.
+TYPES = {_NAMES.get(row.name, row.name): row.name for row in NSTYPES}
+OPTIONS = (
     _Option("t", "target", ":", "PID", "the process whose namespaces to enter"),
-    _Option("a", "all", "", "", "enter all its namespaces that are not this one's already"),
+    _Option("a", "all", "", "", "enter all of its namespaces that differ from the current ones"),
     *(
         _Option(_LETTERS[nstype], name, "::", "FILE", f"enter the {nstype} namespace of the target, or of FILE")
-        for name, nstype in _TYPES.items()
+        for name, nstype in TYPES.items()
     ),
     _Option("S", "setuid", ":", "UID", "run as this uid"),
     _Option("G", "setgid", ":", "GID", "run as this gid, without supplementary groups"),
-    _Option("", "preserve-credentials", "", "", "do not become root of a user namespace that is entered"),
-    _Option("r", "root", "::", "DIR", "root directory: the target's, or DIR of this mount namespace"),
-    _Option("w", "wd", "::", "DIR", "working directory: the target's, or DIR of this mount namespace"),
+    _Option("", "preserve-credentials", "", "", "keep the uid, gid and groups when entering a user namespace"),
+    _Option("r", "root", "::", "DIR", "root directory: the target's, or DIR in the current mount namespace"),
+    _Option("w", "wd", "::", "DIR", "working directory: the target's, or DIR in the current mount namespace"),
     _Option("W", "wdns", ":", "DIR", "working directory: DIR as the program sees it"),
-    _Option("e", "env", "", "", "the target's environment"),
-    _Option("F", "no-fork", "", "", "with --pid: stay outside, only the program's children are inside"),
+    _Option("e", "env", "", "", "use the target's environment"),
+    _Option("F", "no-fork", "", "", "with --pid: only the program's children are in the PID namespace"),
 )
 _HELP = _Option("h", "help", "", "", "")
 _PLACES = {"": "", ":": " {}", "::": "[={}]"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """For ``--help``. ``parse`` reads the command line: argparse would take a program for an optional argument."""
+    """Describe the options for ``--help``.
+
+    ``parse`` reads the command line: argparse would take the program for an optional argument.
+    """
     parser.usage = f"{parser.prog} [options] [program [argument ...]]"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = f"{parser.description}\n\noptions:\n{_table()}"
     parser.epilog = (
-        "The program is $SHELL, or /bin/sh, unless named. The exit status is the program's (of a signal, the same\n"
-        "signal); 127 and 126 where there is no such program or it cannot be run, 1 for any other error."
+        "The default program is $SHELL, or /bin/sh. The exit status is the program's; if a signal ended it, this\n"
+        "process ends by the same signal. 127: program not found; 126: it cannot be executed; 1: any other error."
     )
     parser._action_groups.clear()  # options are in the description
 
@@ -66,14 +67,14 @@ def _table() -> str:
             f"  {f'-{one.short}, ' if one.short else '    '}--{one.name}{_PLACES[one.takes].format(one.metavar)}",
             one.help,
         )
-        for one in (*_OPTIONS, _HELP._replace(help="show this"))
+        for one in (*OPTIONS, _HELP._replace(help="show this help"))
     ]
     width = max(len(left) for left, _ in rows)
     return "\n".join(f"{left.ljust(width)}  {right}" for left, right in rows)
 
 
 def parse(args: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Read ``args`` as getopt_long(3) does up to the first that is no option. SystemExit for what it does not know."""
+    """Read ``args`` up to the first that is no option, as getopt_long(3) does. SystemExit for an unknown option."""
     words = list(args)
     options: dict[str, str | None] = {}
     while words and words[0].startswith("-") and words[0] != "-":
@@ -90,7 +91,7 @@ def parse(args: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Name
 
 def _long(word: str, words: list[str], parser: argparse.ArgumentParser) -> dict[str, str | None]:
     name, has_value, value = word.partition("=")
-    every = (*_OPTIONS, _HELP)
+    every = (*OPTIONS, _HELP)
     found = [one for one in every if one.name == name] or [one for one in every if one.name.startswith(name)]
     if len(found) != 1:
         _usage(parser, f"{'ambiguous' if found else 'unrecognized'} option '--{name}'")
@@ -102,7 +103,7 @@ def _long(word: str, words: list[str], parser: argparse.ArgumentParser) -> dict[
 def _short(letters: str, words: list[str], parser: argparse.ArgumentParser) -> dict[str, str | None]:
     options: dict[str, str | None] = {}
     while letters:
-        found = next((one for one in (*_OPTIONS, _HELP) if one.short == letters[0]), None)
+        found = next((one for one in (*OPTIONS, _HELP) if one.short == letters[0]), None)
         if found is None:
             _usage(parser, f"invalid option -- '{letters[0]}'")
         letters = letters[1:]

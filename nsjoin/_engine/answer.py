@@ -1,4 +1,4 @@
-"""How a function inside has ended, as the message that its process sends, and what the caller makes of it."""
+"""The outcome of a function inside as a message: made by the child of a call, read by the caller."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class RemoteTraceback(Exception):  # noqa: N818 - it stands for a traceback
 
 
 def of_result(result: Any, *, data_only: bool) -> Message:
-    """The message that the function has returned ``result``."""
+    """Return the message for a function that returned ``result``."""
     try:
         if data_only:
             return (DATA, *transfer.dump_data(result))
         try:
             return (DATA, *transfer.dump_few(result))
-        except Exception:  # NotDataError, or of a file or property of it: pickle says what is wrong
+        except Exception:  # NotDataError, or raised by a file in it: pickle's own error explains
             return (PICKLE, *transfer.dump_pickle(result))
     except Exception as failure:
         what = 'is not what result="data" takes' if data_only else "cannot be pickled"
@@ -54,7 +54,7 @@ def of_result(result: Any, *, data_only: bool) -> Message:
 
 
 def of_exception(exception: BaseException, *, data_only: bool) -> Message:
-    """The message that the function has raised ``exception``."""
+    """Return the message for a function that raised ``exception``."""
     if isinstance(exception, SystemExit):
         return EXIT, _encode(raised.in_words(exception.code)), ()
     described = raised.describe(exception)
@@ -75,12 +75,12 @@ def of_exception(exception: BaseException, *, data_only: bool) -> Message:
 
 
 def no_result(words: str) -> Message:
-    """The message that there is a result which cannot be sent."""
+    """Return the message for a result that cannot be sent."""
     return NO_RESULT, _encode(words), ()
 
 
 def _built_in(exception: BaseException, data_only: bool) -> tuple[str, Any, dict[str, Any]]:
-    """Its class, arguments and attributes; NotDataError for an exception that is not one of Python's own."""
+    """Return its class, arguments and attributes; NotDataError unless it is a built-in exception."""
     cls = type(exception)
     if not isinstance(exception, Exception) or vars(builtins).get(cls.__name__) is not cls:
         raise data.NotDataError(f"{cls.__module__}.{cls.__qualname__} is no built-in exception")
@@ -108,7 +108,7 @@ def _encode(words: str) -> bytes:
 
 
 def read(kind: int, text: bytes, call: CData, status: int, *, data_only: bool) -> Any:
-    """What the function has returned; or raise what it has raised, or CallError."""
+    """Return what the function returned, or raise what it raised, or CallError."""
     if kind == NO_RESULT:
         raise CallResultError(_decode(text), None)
     if kind == EXIT:
@@ -129,23 +129,23 @@ def read(kind: int, text: bytes, call: CData, status: int, *, data_only: bool) -
 def _exception(text: bytes, call: CData, data_only: bool) -> BaseException:
     try:
         described, form, content = transfer.load_data(text, call)
-        told = raised.text(described)
+        shown = raised.text(described)
     except Exception as failure:
         raise CallResultError(f"what the call sent cannot be read here: {failure!r}") from failure
     if form == _AS_TEXT or (form == _PICKLED and data_only):
         why = content if type(content) is str else 'the call sent a pickle, which result="data" refuses'
-        return CallResultError(f"the function raised {_last_line(described)}; {why}:\n{told}")
+        return CallResultError(f"the function raised {_last_line(described)}; {why}:\n{shown}")
     try:
         exception = _made(*content) if form == _BUILT_IN else transfer.load_pickle(content, call)
-        exception.__cause__ = RemoteTraceback(told)
+        exception.__cause__ = RemoteTraceback(shown)
     except Exception as failure:
         words = f"the exception cannot be unpickled here: {failure!r}"
-        raise CallResultError(f"{words}:\n{told}") from failure
+        raise CallResultError(f"{words}:\n{shown}") from failure
     return exception
 
 
 def _made(name: str, args: Any, state: Any) -> Exception:
-    """A built-in exception of that class. Its constructor is Python's own, and executes nothing of its arguments."""
+    """Make a built-in exception. Its constructor is Python's own, and executes nothing from its arguments."""
     cls = vars(builtins).get(name)
     if not isinstance(cls, type) or not issubclass(cls, Exception) or type(args) is not tuple:
         raise TypeError("this is no built-in exception")

@@ -1,9 +1,9 @@
-"""Plain data as bytes, and back: what comes back is made of built-in types, and nothing of it was executed.
+"""Plain data as bytes, and back: the reader makes built-in types only, and executes nothing.
 
-A form of our own, since those of the standard library do not fit: pickle and marshal trust their input, JSON has no
-bytes, tuples or sets and takes subclasses for their bases. Each object is a letter, a length where it has one, and what
-is in it. The reader takes the bytes for hostile: it allocates nothing by a length before it has seen that many bytes,
-and bounds the depth, since hashing, comparing and freeing nested tuples recurse in C.
+The forms of the standard library do not fit: pickle and marshal trust their input; JSON has no bytes, tuples or sets,
+and accepts subclasses. Here each object is a letter, a length where it has one, and its content. The reader expects
+hostile bytes: it allocates nothing by a length before it has seen that many bytes, and bounds the depth, since hashing,
+comparing and freeing nested tuples recurse in C.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _WORTHWHILE = 256
 
 
 class NotDataError(TypeError):
-    """There is something else in the object than data, or too much of it."""
+    """The object contains something that is not data, or too much of it."""
 
 
 class Device(NamedTuple):
-    """A socket or file: ``what`` tells its kind, ``fields`` is data about it."""
+    """A socket or file: ``what`` is its kind, ``fields`` is data about it."""
 
     what: bytes
     fields: Any
@@ -135,9 +135,10 @@ def dump(
     most: int = MAX_OBJECTS,
     may_repeat: bool = True,
 ) -> bytes:
-    """``obj`` as bytes, if it is not more than ``most`` objects. ``device`` tells about one that is no data.
+    """Return ``obj`` as bytes. ``device`` describes an object that is not data, or returns None.
 
-    NotDataError; also, unless ``may_repeat``, for a container that is in it twice: two would come back.
+    NotDataError, also for more than ``most`` objects and, unless ``may_repeat``, for a container that occurs twice:
+    two would come back.
     """
     writer = _Writer(device, most, may_repeat=may_repeat)
     writer.write(obj, 0)
@@ -191,8 +192,10 @@ class _Reader:
 
 
 def load(text: bytes, device: Callable[[Device], Any] | None = None) -> Any:
-    """The object that ``dump`` was given. ``device`` makes what ``dump``'s has told about. ValueError, TypeError (what
-    cannot be a key), and what ``device`` raises."""
+    """Return the object that ``dump`` was given; ``device`` makes what ``dump``'s described.
+
+    ValueError, TypeError (an unhashable key), and what ``device`` raises.
+    """
     reader = _Reader(text, device)
     loaded = reader.read(0)
     reader.end()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Fork the child of a call, wait for it, read its result: the engine of ``call_in``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .._kernel.nstypes import MNT, PID
 from .._kernel.thread import own_namespace
 from ..exceptions import CallDiedError, CallExitError, CallResultError, RestoreError, error
 from . import answer, guard, raised, transfer
-from .children import end
-from .job import NO_ATTRIBUTES, At, Failed, Ids
+from .children import end, readable
+from .job import NO_PROGRAM, At, Failed
+from .wire import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .._setns import CData
     from ..exceptions import CallError
-    from .job import Cgroup, Launch, Step, Witness
+    from .job import Launch, Way
 
 
 class Terms(NamedTuple):
@@ -39,12 +40,11 @@ class Terms(NamedTuple):
 #: proc(5), /proc/PID/stat: field 48, arg_start, counted from that after the name in parentheses
 _ARG_START = 48 - 3
 
-_UNCHANGED = Ids()
-_LOST = "the thread's children are still born in the target, and it should run nothing more than its end"
+_LOST = "this thread's children are still born in the target; let it exit"
 
 
-class _Call:
-    """One call: what ``_start`` has to know of a job, and the parent's side of the child.
+class Call:
+    """One call: the parent's side of the child.
 
     The child is a fork of this process, with pid born inside. Where this thread may not go there for the fork, or not
     come back, the child is a fork of a fork: the one in the middle joins, waits for it, passes on how it ended, and
@@ -52,31 +52,21 @@ class _Call:
     """
 
     def __init__(self, func: Callable[..., Any], args: Sequence[Any], terms: Terms) -> None:
-        self.joins: Sequence[Step] = ()
-        self.fork = False
-        self.at_home = False
-        self.go_home = False
-        self.root = -1
-        self.ids = _UNCHANGED
-        self.attributes = NO_ATTRIBUTES  # the child stays as it is in all but its namespaces and ids
-        self.unshare = 0
-        self.check_cwd = False
-        self.born_in: Cgroup | None = None
-        self.witness: Witness | None = None
         self._child = _Child(func, args, terms)
         self._data_only = terms.result == "data"
         self._forked: list[int] = []
         self._work: Any = None
-        self._argv_kept: Any = None  # memory that the work points to
+        self._plan: Any = None  # memory that the work points to, as the next
+        self._argv_kept: Any = None
         self._text: Any = None
         self._status = 0
 
-    def launch(self) -> Launch:
+    def run(self, way: Way) -> Launch:
         """Fork, and wait until the child has ended: reading its message earlier would cost a copy of each page that we
         write to meanwhile, and Python writes to everything that it looks at."""
         self.close()
         try:
-            self._begin()
+            self._begin(way)
             yield from self._wait()
             self._receive()
         except BaseException:
@@ -84,25 +74,21 @@ class _Call:
             raise
         return 0
 
-    def _begin(self) -> None:
-        for step in self.joins:
+    def _begin(self, way: Way) -> None:
+        for step in way.joins:
             if step.nstypes & MNT.flag:
                 self._child.is_guarded = True
                 guard.prepare()
         flush_standard_streams()
         work = self._work = ffi.gc(ffi.new("struct nsjoin_call *"), lib.nsjoin_close_call)
-        work.n_joins, work.joins, work.root = len(self.joins), self.joins, self.root
-        work.witness, work.user = self.witness or (-1, 0)
-        if self.ids is not _UNCHANGED:
-            _fill_ids(work, self.ids)
-        if self.fork:
-            work.flags |= lib.NSJOIN_FORK
+        self._plan = ffi.new("char[]", pack(NO_PROGRAM, way))
+        work.plan = ffi.cast("struct nsjoin_plan *", self._plan)
         work.argv, work.n_argv = own_arguments()
         work.argv_kept = self._argv_kept = ffi.new("char[]", work.n_argv)
         calls.check(lib.nsjoin_open_call(work))
-        if self.fork and work.home < 0:  # before Linux 6.11
+        if way.fork and work.home < 0:  # before Linux 6.11
             work.home = own_namespace(PID)
-        if self.fork and work.children < 0:
+        if way.fork and work.children < 0:
             work.children = own_namespace(PID, for_children=True)
         self._fork(work)
 
@@ -159,7 +145,7 @@ class _Call:
         """End the child if it is there, and close everything."""
         try:
             for child in self._forked:
-                if self.fork and not self._work.is_born_inside:
+                if self._forks_twice():
                     self._ask_to_end(child)
                 end(child)
                 self._end_what_is_left_behind()
@@ -175,15 +161,17 @@ class _Call:
         before the orphan is reaped.
         """
         work = self._work
-        if not self.fork or work.is_born_inside:
+        if not self._forks_twice():
             return
         pid = lib.nsjoin_left_behind(work)
         if pid == -errno.EAGAIN:  # it was killed before its child could say a word, or before it had one
-            poll = select.poll()
-            poll.register(work.control[0], select.POLLIN)
-            poll.poll(500)  # milliseconds; a hangup at once, unless a fork elsewhere has a copy of the other end
+            readable(work.control[0], 0.5)  # a hangup at once, unless a fork elsewhere has a copy of the other end
             pid = lib.nsjoin_left_behind(work)
         end(pid)  # that of somebody else's child is left alone
+
+    def _forks_twice(self) -> bool:
+        """Whether a process in the middle stands between this one and the child."""
+        return bool(self._work.plan.flags & lib.NSJOIN_FORK) and not self._work.is_born_inside
 
     def _ask_to_end(self, middle: int) -> None:
         try:
@@ -192,9 +180,7 @@ class _Call:
         except OSError:
             return
         try:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            poll.poll(500)  # milliseconds; it has only to kill and reap
+            readable(pidfd, 0.5)  # it has only to kill and reap
         finally:
             os.close(pidfd)
 
@@ -213,19 +199,6 @@ def own_arguments() -> tuple[int, int]:
     fields = stat.rpartition(")")[2].split()
     start, end_ = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
     return start, max(end_ - start, 0)
-
-
-def _fill_ids(work: CData, ids: Ids) -> None:
-    for wanted, flag in (
-        (ids.uid is not None, lib.NSJOIN_SETUID),
-        (ids.gid is not None, lib.NSJOIN_SETGID),
-        (ids.drop_groups, lib.NSJOIN_DROP_GROUPS),
-        (ids.try_uid, lib.NSJOIN_TRY_UID),
-        (ids.try_gid, lib.NSJOIN_TRY_GID),
-    ):
-        if wanted:
-            work.flags |= flag
-    work.uid, work.gid = (ids.uid or (0,))[0], (ids.gid or (0,))[0]
 
 
 def _died(status: int) -> CallError:
@@ -273,7 +246,7 @@ class _Child:
             if self.is_guarded:
                 guard.enter_process(allow_imports=self._terms.allow_imports)
                 raised.read_no_sources()
-            in_the_middle = work.flags & lib.NSJOIN_FORK and not work.is_born_inside
+            in_the_middle = work.plan.flags & lib.NSJOIN_FORK and not work.is_born_inside
             status = self._stand_between(work) if in_the_middle else self._call_it(work)
         except BaseException as exception:
             raised.show(exception)
@@ -302,9 +275,7 @@ class _Child:
     def _tie_to_the_middle(work: CData, middle_is_there: int) -> None:
         try:
             calls.die_with_parent()
-            poll = select.poll()
-            poll.register(middle_is_there, select.POLLIN)
-            if poll.poll(0):
+            if readable(middle_is_there, 0):
                 os._exit(255)  # the middle ended before that
         except OSError as refused:
             lib.nsjoin_give_up(work, At.SESSION, 0, refused.errno or 0)

@@ -1,9 +1,8 @@
-"""While a thread is in a foreign mount namespace, no code of that place is to run in this process, nor as a program of
-ours.
+"""Refuse to load code of a foreign mount namespace while a thread is in it.
 
-An import would execute the target's file with our rights; so would a codec, which Python imports by need, a library
-that is loaded by its name, and a program that is started without the joiner. What Python and the C library need sooner
-or later is therefore loaded before the join (_warm.py), and what is left is refused.
+An import would execute the target's file with the caller's privileges; so would a codec, which Python imports on
+demand, a library that is loaded by name, and a program that is started without the joiner. What Python and the C
+library need sooner or later is loaded before the join (warm.py); everything else is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from .._kernel import procfs
-from .._kernel.procfs import _foreign, _has_gone_away, _own_mount, _process_allows, _thread, is_away, settle_process
 from ..exceptions import NamespaceError, error
 from . import warm
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
 _lock = threading.Lock()
 _is_prepared = False
+_announcing = threading.local()  # the event that nsjoin itself announces in this thread
 
 
 class _Guard:
@@ -46,8 +45,8 @@ def _refuse_module(name: str) -> None:
     if _is_part_of_python(name):
         return
     text = (
-        f"{name} is not loaded yet, and to load it now would run a file of the foreign mount namespace that this "
-        "thread is in; load it before, or say allow_imports=True"
+        f"importing {name} here would run a file from the target's mount namespace; import it before entering, or pass "
+        "allow_imports=True"
     )
     if name.startswith("encodings."):
         raise LookupError(text)  # an ImportError would be taken for "no such codec", and remembered
@@ -74,8 +73,8 @@ def _exec(event: str, args: tuple[Any, ...]) -> None:
     code = args[0]
     if code.co_name == "<module>" and not code.co_filename.startswith("<") and _is_refused(event):
         raise ImportError(
-            f"{code.co_filename} may be a file of the foreign mount namespace that this thread is in, and would run "
-            "with our rights; run it before, or say allow_imports=True",
+            f"running {code.co_filename} here would run a file from the target's mount namespace; run it before "
+            "entering, or pass allow_imports=True",
             path=code.co_filename,
         )
 
@@ -85,7 +84,7 @@ def _library(event: str, args: tuple[Any, ...]) -> None:
     if (
         name is not None and _is_refused(event) and not (event == "ctypes.dlopen" and _is_loaded(name))
     ):  # None: the program itself
-        what = f"the library {os.fsdecode(name)!r} would be the target's, and run with our rights; load it before"
+        what = f"loading {os.fsdecode(name)!r} here would run a library of the target's; load it before entering"
         raise _refusal(event, what)
 
 
@@ -93,19 +92,19 @@ def _program(event: str, _args: tuple[Any, ...]) -> None:
     if not _is_refused(event):
         return
     what = (
-        "the program would be the target's, and run with our rights and by a process of ours that the target can look "
-        "into; start it with spawn_in or run_in"
+        "this would run the target's program with the caller's privileges, by a process that the target can look into; "
+        "start it with spawn_in or run_in"
     )
     raise _refusal(event, what)
 
 
 def _is_refused(event: str) -> bool:
-    return is_guarded() and getattr(_thread, "own", None) != event
+    return is_guarded() and getattr(_announcing, "event", None) != event
 
 
 def _refusal(step: str, what: str) -> NamespaceError:
     """An OSError, as callers of such functions expect where a program or library is not there."""
-    reason = f"{what}, or say allow_imports=True"
+    reason = f"{what}, or pass allow_imports=True"
     return error(NamespaceError, errno.EPERM, step, nstype="mnt", target="this thread", reason=reason)
 
 
@@ -124,7 +123,7 @@ def _is_loaded(name: Any) -> bool:
 
 
 #: The audit events that are refused, and how. What is announced twice, such as os.spawnv's exec in its child, is there
-#: twice: pty.spawn's child would go up the frames of our callers with the exception.
+#: twice: pty.spawn's child would leave through the caller's frames with the exception.
 _EVENTS: dict[str, Callable[[str, tuple[Any, ...]], None]] = {
     "import": _import,
     "exec": _exec,
@@ -153,10 +152,10 @@ class _Own:
         self._event = event
 
     def __enter__(self) -> None:
-        _thread.own = self._event
+        _announcing.event = self._event
 
     def __exit__(self, *_: object) -> None:
-        _thread.own = None
+        _announcing.event = None
 
 
 def announce_program(*args: Any) -> None:
@@ -197,10 +196,8 @@ def _announced(function: Callable[..., Any], event: str) -> Callable[..., Any]:
 
 def is_guarded() -> bool:
     """Whether this thread may load nothing now: it has entered a foreign mount namespace, or was born in one."""
-    allowed = getattr(_thread, "allowed", None)
-    if allowed is None:
-        allowed = _process_allows
-    return is_away() if allowed is None else not allowed
+    allowed = procfs.permission()
+    return procfs.is_away() if allowed is None else not allowed
 
 
 class _Pin:
@@ -218,35 +215,32 @@ class _Pin:
 
 
 def enter_thread(*, allow_imports: bool, left: int = 0) -> Any:
-    """This thread has left the mount namespace ``left`` (0: unknown). Returns what ``leave_thread`` needs."""
-    before = getattr(_thread, "allowed", None)
-    inode, identity = _own_mount()
-    if inode and inode == left:  # it was there already, at home or not
-        return before, None
-    _thread.allowed = allow_imports
-    if inode and not allow_imports:  # 0: nobody tells, and every thread would be taken for one inside
-        _foreign.add(identity)
-    return before, _Pin()
+    """Note that this thread has left the mount namespace ``left`` (0: unknown). Returns what ``leave_thread`` takes."""
+    before, has_left = procfs.leave_thread(allowed=allow_imports, left=left)
+    return before, _Pin() if has_left else None
 
 
 def enter_process(*, allow_imports: bool) -> None:
-    """This process, which has one thread, has left its mount namespace for good."""
-    settle_process(allow_imports)
+    """Note that this process, which has one thread, has left its mount namespace for good."""
+    procfs.leave_process(allowed=allow_imports)
     warm.time_zone.pin()
 
 
 def leave_thread(before: Any) -> None:
-    """This thread is back, or one level further out."""
-    _thread.allowed, pin = before
+    """Note that this thread is back, or one level further out."""
+    allowed, pin = before
+    procfs.return_thread(allowed)
     if pin is not None:
         pin.release()
 
 
 def prepare() -> None:
-    """Before a mount namespace is joined: keep our own /proc, and load what the C library and Python load lazily; the
-    first time, stand guard. JoinError where something that they will load is not here."""
-    procfs.keep(_has_gone_away)
-    if _is_prepared and is_away():
+    """Prepare to join a mount namespace: keep the caller's /proc, load what is loaded lazily, install the guard.
+
+    JoinError if something that libc will load is missing here.
+    """
+    procfs.keep()
+    if _is_prepared and procfs.is_away():
         return  # what would be loaded now would be the files of that place
     if not _is_prepared:
         _prepare_once()

@@ -1,8 +1,7 @@
-"""TODO."""
+"""Start and end the process that keeps a new namespace: a child that runs the joiner and waits on a pipe."""
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,10 +17,9 @@ if TYPE_CHECKING:
 
     from .._kernel.nstypes import NsType
     from .._setns import CData
-    from .._target.namespace import Namespace
 
 
-class _Wanted(NamedTuple):
+class Wanted(NamedTuple):
     """One namespace to make. ``maps``: ranges of uids and of gids; ``offsets``: the text for timens_offsets."""
 
     row: NsType
@@ -29,9 +27,6 @@ class _Wanted(NamedTuple):
     offsets: bytes
     propagation: int
     keep: bool
-
-
-# --- the process that holds it ------------------------------------------------------------------------------
 
 
 class HoldFailed(Exception):  # noqa: N818 - a report, not an error that callers see
@@ -43,53 +38,44 @@ class HoldFailed(Exception):  # noqa: N818 - a report, not an error that callers
         self.at = at
 
 
-class _Holder:
-    """The process that is born in the new namespace, tied to a pipe: it ends when nobody holds the other end.
+class Holder:
+    """The process that is born in the new namespace, tied to a pipe: it ends when the other end is closed.
 
-    What C knows of it stays in one place, so that no exception loses its pid.
+    C writes its pid into one struct, so that no exception loses it.
     """
 
-    __slots__ = ("_hold", "_owner", "_user", "pid")
+    __slots__ = ("_hold", "_owner", "pid")
 
-    def __init__(self, wanted: _Wanted, user: Namespace | None) -> None:
-        owner = user.fileno() if user else -1
+    def __init__(self, wanted: Wanted, owner: int) -> None:
+        """``owner``: a descriptor of the user namespace that is to own it, -1: the caller's."""
         hold = (wanted.row.flag, wanted.propagation, owner, wanted.keep, -1, -1, 0, 0, procfs.is_away())
         self._hold: CData = ffi.gc(ffi.new("struct nsjoin_hold *", hold), lib.nsjoin_untie)
-        self._user = user
         self._owner = os.getpid()
         self.pid = 0  # still to be read when it is reaped, and the number may be another's
 
-    def start(self, wanted: _Wanted) -> None:
-        """Start it: what is raised says what the kernel refused."""
-        children._reap_late()
+    def start(self, wanted: Wanted) -> None:
+        """Start the process. HoldFailed, OSError."""
+        children.reap_late()
         with thread.home() if own_pid_namespace_is_left() else nullcontext():
             self._start(wanted)
         self.pid = self._hold.pid
 
-    def _start(self, wanted: _Wanted) -> None:
+    def _start(self, wanted: Wanted) -> None:
         offsets = wanted.offsets
         if offsets:
             procfs.must_be_home("timens_offsets", "a file of its owner's /proc would be written to", "time")
-        program, is_ours = image._image.open()
-        try:
-            number = -lib.nsjoin_hold(self._hold, program, offsets or ffi.NULL, len(offsets))
-        finally:
-            if is_ours:
-                os.close(program)
-        if not number:
-            return
-        at = self._hold.step
-        # as in _launch.launch: no memfd may be executed here; or a fork elsewhere has the file still open for writing
-        if at == lib.NSJOIN_HOLD_EXEC and number == (errno.ETXTBSY if is_ours else errno.EACCES):
-            if not is_ours:
-                image._image.memfd_does_not_run()
-            self._kill()
-            self._start(wanted)
-            return
-        raise HoldFailed(number, at)
+        with image.opened() as executable:
+            number = -lib.nsjoin_hold(self._hold, executable.fd, offsets or ffi.NULL, len(offsets))
+            if not number:
+                return
+            at = self._hold.step
+            if at != lib.NSJOIN_HOLD_EXEC or not executable.should_retry(number):
+                raise HoldFailed(number, at)
+        self._kill()
+        self._start(wanted)
 
     def close(self) -> None:
-        """End the process, unless it is to stay or another process's."""
+        """End the process, unless it must stay or is another process's child."""
         if not self._hold.stays:
             self.end()
 

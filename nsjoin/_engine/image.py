@@ -1,4 +1,4 @@
-"""TODO."""
+"""The joiner as an executable descriptor: a sealed memfd, made once for the process, or a file for each start."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import errno
 import os
 import tempfile
 import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
-from .._kernel import calls, procfs
+from .._kernel import abi, calls, procfs
 from .._kernel.calls import ffi, lib
 
-# --- the image ----------------------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-_MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_EXEC = 1, 2, 16  # MFD_EXEC: Linux 6.3
-_F_ADD_SEALS, _ALL_SEALS = 1033, 15
-_F_SEAL_EXEC = 32  # Linux 6.3
+_ALL_SEALS = abi.F_SEAL_SEAL | abi.F_SEAL_SHRINK | abi.F_SEAL_GROW | abi.F_SEAL_WRITE
 
 
 class _Image:
-    """The joiner in a sealed memfd, made once for the process: whoever gets at it through /proc/PID/exe, as root of a
-    target does (CVE-2019-5736), cannot change what the next launch runs.
+    """The joiner in a sealed memfd, made once for the process.
 
+    Root of a target reaches it through /proc/PID/exe (CVE-2019-5736), but cannot change what the next launch runs.
     Where memfds cannot be executed (vm.memfd_noexec=2, Linux 6.3) or made, each launch gets an unlinked file instead.
     """
 
@@ -31,7 +32,7 @@ class _Image:
         self._memfd_runs = True
 
     def open(self) -> tuple[int, bool]:
-        """A descriptor to execute, and whether it is to be closed afterwards."""
+        """Return a descriptor to execute, and whether it is a file of the caller's, which the caller closes."""
         if self._memfd_runs:
             if self._identity is not None and self._is_ours():
                 return self._fd, False
@@ -63,16 +64,16 @@ class _Image:
         return (status.st_dev, status.st_ino) == self._identity
 
     def _make(self) -> None:
-        flags = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
+        flags = abi.MFD_CLOEXEC | abi.MFD_ALLOW_SEALING
         try:
             try:
-                fd = calls.memfd_create(b"nsjoin", flags | _MFD_EXEC)
+                fd = calls.memfd_create(b"nsjoin", flags | abi.MFD_EXEC)
             except OSError as refused:
-                if refused.errno != errno.EINVAL:
+                if not abi.lacks("MFD_EXEC", refused):
                     raise
                 fd = calls.memfd_create(b"nsjoin", flags)
         except OSError as refused:
-            if refused.errno not in (errno.EACCES, errno.EPERM, errno.ENOSYS):
+            if not abi.lacks("memfd_create", refused):
                 raise
             self._memfd_runs = False
             return
@@ -95,7 +96,7 @@ class _Image:
                 os.fchmod(writer, 0o500)
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             finally:
-                os.close(writer)  # as long as somebody can write, execveat says ETXTBSY
+                os.close(writer)  # execveat(2) fails with ETXTBSY while the file is open for writing
         finally:
             os.unlink(path)
         return calls.above_stdio(fd)
@@ -105,12 +106,12 @@ def _seal(fd: int) -> None:
     import fcntl
 
     try:
-        # without it, root of a target could take the x bits through /proc/PID/exe, and no launch would work any more
-        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS | _F_SEAL_EXEC)
+        # without it, root of a target could clear the x bits through /proc/PID/exe, and every later launch would fail
+        fcntl.fcntl(fd, abi.F_ADD_SEALS, _ALL_SEALS | abi.F_SEAL_EXEC)
     except OSError as refused:
-        if refused.errno not in (errno.EINVAL, errno.EPERM):  # before Linux 6.3; a seccomp filter
+        if not abi.lacks("F_SEAL_EXEC", refused):
             raise
-        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+        fcntl.fcntl(fd, abi.F_ADD_SEALS, _ALL_SEALS)
 
 
 def _image_bytes() -> bytes:
@@ -118,3 +119,40 @@ def _image_bytes() -> bytes:
 
 
 _image = _Image()
+
+
+class Executable(NamedTuple):
+    """An open image; ``is_file``: an unlinked file, as memfds cannot be executed here."""
+
+    fd: int
+    is_file: bool
+
+    def should_retry(self, number: int) -> bool:
+        """Learn from errno ``number`` of execveat(2), and return whether another try, with another image, may succeed.
+
+        EACCES: memfds cannot be executed here. ETXTBSY: a fork in another thread has a copy of the descriptor by which
+        this file was written.
+        """
+        if number != (errno.ETXTBSY if self.is_file else errno.EACCES):
+            return False
+        if not self.is_file:
+            _image.memfd_does_not_run()
+        return True
+
+
+@contextmanager
+def opened() -> Iterator[Executable]:
+    """Open the joiner for execveat(2)."""
+    fd, is_file = _image.open()
+    try:
+        yield Executable(fd, is_file)
+    finally:
+        if is_file:
+            os.close(fd)
+
+
+def _unlock() -> None:
+    _image.unlock()
+
+
+os.register_at_fork(after_in_child=_unlock)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a new process does, as records that are made once: the program, and the way to it; and the step that failed."""
 
 from __future__ import annotations
 
@@ -44,9 +44,6 @@ class At(enum.IntEnum):
     EXEC = lib.NSJOIN_STEP_EXEC
 
 
-_EXEC = int(At.EXEC)
-
-
 class Failed(Exception):  # noqa: N818 - a report, not an error that callers see
     """The new process failed ``at`` a step, at entry ``index`` of its list, with ``errno``; 0: it was killed there."""
 
@@ -57,171 +54,26 @@ class Failed(Exception):  # noqa: N818 - a report, not an error that callers see
         self.errno = errno
 
 
-class Theirs(NamedTuple):
-    """Ids of the target as they are in our user namespace, which the program is to have; None: not those."""
-
-    uids: tuple[int, int, int] | None
-    gids: tuple[int, int, int] | None
-    groups: tuple[int, ...] | None
+# --- the program ---------------------------------------------------------------------------------------------
 
 
-class Ids(NamedTuple):
-    """Who the program runs as: real, effective and saved ids; None: unchanged. ``try_``: one that is not mapped is no
-    error. ``groups_first``: the groups are ids of the caller's user namespace, and set before the joins. ``theirs`` is
-    what they are to be made from (_identity). ``keep``: a user namespace that is joined makes nobody root of it."""
+class Program(NamedTuple):
+    """The program and what subprocess.Popen knows of it. -1 and None: unchanged.
 
-    uid: tuple[int, int, int] | None = None
-    gid: tuple[int, int, int] | None = None
-    groups: Sequence[int] | None = None
-    drop_groups: bool = False
-    try_uid: bool = False
-    try_gid: bool = False
-    groups_first: bool = False
-    theirs: Theirs | None = None
-    keep: bool = False
-
-
-_UNCHANGED = Ids()
-
-
-class Attributes(NamedTuple):
-    """What the program gets besides its namespaces and ids. Descriptors are -1, the rest None or empty: unchanged.
-
-    ``environ`` is a /proc/PID/environ to read instead of ``Job.env``, or with ``environ_inside`` a /proc/PID, whose
-    environ is opened when all is joined; ``cwd`` is a directory instead of ``Job.cwd``, ``root``
-    one instead of the target's (_start makes it ``Job.root``).
-    ``capabilities`` are the sets inheritable, permitted, effective, bounding, ambient as bits.
+    ``files`` are tried in turn, ``stdio`` are the descriptors that become 0, 1 and 2.
     """
 
-    environ: int = -1
-    cwd: int = -1
-    root: int = -1
-    cgroups: Sequence[Cgroup] = ()
-    capabilities: tuple[int, int, int, int, int] | None = None
-    no_new_privs: bool = False
-    oom_score_adj: bytes | None = None
-    lsm_label: bytes | None = None
-    new_keyring: bool = False
-    empty_environ: bool = False
-    environ_inside: bool = False
-
-    def descriptors(self) -> list[int]:
-        """All that are open."""
-        fds = [self.environ, self.cwd, *[fd for cgroup in self.cgroups for fd in cgroup[:2]]]
-        return [fd for fd in fds if fd >= 0]
-
-
-class Witness(NamedTuple):
-    """A target that has to be in the user namespace ``user`` (its inode) still when all is joined; else EAGAIN."""
-
-    pidfd: int
-    user: int
-
-
-class Cgroup(NamedTuple):
-    """A cgroup to move into: its directory, its file cgroup.procs, whether it is of version 2, and where it is.
-
-    ``home`` is the file cgroup.procs of the caller's own cgroup where this one's hierarchy is the freezer of version 1,
-    else -1: what is frozen by that cannot be killed before it is out of there.
-    """
-
-    directory: int
-    procs: int
-    is_v2: bool
-    place: str = ""
-    home: int = -1
-
-
-NO_ATTRIBUTES = Attributes()
-
-
-class Job:
-    """Everything that the joiner has to know.
-
-    ``fork``: the program is a child of the joiner, born in the PID namespace that was joined. ``at_home``: the joiner
-    is to be born in this process's own PID namespace, or Failed at LAUNCH with EXDEV; ``go_home`` sees to it.
-    ``born_in``: which of ``attributes.cgroups`` the program is born in, with ``fork``; the joiner moves to the others.
-    ``check_cwd``: fail at CWD with EXDEV if the working directory is not below the root. ``unshare``: CLONE_NEW* bits.
-    """
-
-    __slots__ = (
-        "argv",
-        "at_home",
-        "attributes",
-        "born_in",
-        "check_cwd",
-        "close_fds",
-        "cwd",
-        "env",
-        "files",
-        "fork",
-        "go_home",
-        "ids",
-        "joins",
-        "new_session",
-        "pass_fds",
-        "pid",
-        "process_group",
-        "restore_signals",
-        "root",
-        "stdio",
-        "umask",
-        "unshare",
-        "witness",
-    )
-
-    def launch(self) -> Launch:
-        """``launch`` for this job."""
-        from .launch import launch
-
-        return launch(self)
-
-    def __init__(
-        self,
-        files: Sequence[bytes],
-        argv: Sequence[bytes],
-        env: Sequence[bytes],
-        *,
-        stdio: tuple[int, int, int] = (-1, -1, -1),
-        close_fds: bool = True,
-        pass_fds: Sequence[int] = (),
-        joins: Sequence[Step] = (),
-        fork: bool = False,
-        at_home: bool = False,
-        root: int = -1,
-        cwd: bytes | None = None,
-        umask: int = -1,
-        ids: Ids = _UNCHANGED,
-        restore_signals: bool = True,
-        new_session: bool = False,
-        process_group: int = -1,
-        attributes: Attributes = NO_ATTRIBUTES,
-        unshare: int = 0,
-        check_cwd: bool = False,
-    ) -> None:
-        self.files = files
-        self.argv = argv
-        self.env = env
-        self.stdio = stdio
-        self.close_fds = close_fds
-        self.pass_fds = pass_fds
-        self.joins = joins
-        self.fork = fork
-        self.at_home = at_home
-        self.go_home = False
-        self.pid = 0  # of the program, once it runs: an exception on the way to the caller cannot lose it
-        self.root = root
-        self.cwd = cwd
-        self.umask = umask
-        self.ids = ids
-        self.restore_signals = restore_signals
-        self.new_session = new_session
-        self.process_group = process_group
-        self.attributes = attributes
-        self.unshare = unshare
-        self.check_cwd = check_cwd
-        self.born_in: Cgroup | None = None
-        self.witness: Witness | None = None
+    files: Sequence[bytes]
+    argv: Sequence[bytes]
+    env: Sequence[bytes]
+    stdio: tuple[int, int, int] = (-1, -1, -1)
+    close_fds: bool = True
+    pass_fds: Sequence[int] = ()
+    cwd: bytes | None = None
+    umask: int = -1
+    restore_signals: bool = True
+    new_session: bool = False
+    process_group: int = -1
 
     @property
     def leads_group(self) -> bool:
@@ -229,14 +81,20 @@ class Job:
         return self.new_session or self.process_group == 0
 
 
-def environment() -> list[bytes]:
-    """environ(7) as the C library has it: what a program gets that is given none; without what is pinned in it.
+#: For a way that leads to no program
+NO_PROGRAM = Program((), (), (), close_fds=False, restore_signals=False)
 
-    Copied here, under the interpreter's lock: the launch runs without it, and another thread's putenv may free what the
-    kernel would be reading.
+
+def environment() -> list[bytes]:
+    """Return environ(7) as the C library has it, without what is pinned in it: what a program inherits.
+
+    Copied here, under the interpreter's lock: the launch runs without it, and another thread's putenv(3) may free what
+    the kernel would be reading.
     """
     return [ffi.string(entry) for entry in warm.environment() if entry != warm.time_zone.entry]
 
+
+# --- the way to it -------------------------------------------------------------------------------------------
 
 TRY = 1  # NSJOIN_TRY: EPERM is no error, a later step tries again
 AGAIN = 2  # NSJOIN_AGAIN: only if no earlier step has joined this type
@@ -248,3 +106,101 @@ class Step(NamedTuple):
     fd: int
     nstypes: int
     how: int = 0
+
+
+class Ids(NamedTuple):
+    """The credentials to set: real, effective and saved ids; None: unchanged.
+
+    ``try_uid``, ``try_gid``: an id that is not mapped (EINVAL) is no error. ``groups_first``: the groups are ids of the
+    caller's user namespace, set before the joins. ``drop_groups``: no supplementary groups, where the kernel allows it.
+    """
+
+    uid: tuple[int, int, int] | None = None
+    gid: tuple[int, int, int] | None = None
+    groups: Sequence[int] | None = None
+    drop_groups: bool = False
+    try_uid: bool = False
+    try_gid: bool = False
+    groups_first: bool = False
+
+
+class Witness(NamedTuple):
+    """A target that must still be in the user namespace ``user`` (its inode) after the joins; else EAGAIN."""
+
+    pidfd: int
+    user: int
+
+
+class Cgroup(NamedTuple):
+    """A cgroup to move into: its directory, its file cgroup.procs, whether it is of version 2, and its path.
+
+    ``home`` is the file cgroup.procs of the caller's own cgroup where this one's hierarchy is the freezer of version 1,
+    else -1: what is frozen by that cannot be killed before it is moved out.
+    """
+
+    directory: int
+    procs: int
+    is_v2: bool
+    place: str = ""
+    home: int = -1
+
+
+class Attributes(NamedTuple):
+    """What the program gets besides namespaces and ids. Descriptors are -1, the rest None or empty: unchanged.
+
+    ``environ`` is a /proc/PID/environ to read instead of ``Program.env``, or with ``environ_inside`` a /proc/PID whose
+    environ is opened after the joins; with ``empty_environ`` it may be empty. ``cwd`` is a directory instead of
+    ``Program.cwd``. ``capabilities`` are the sets inheritable, permitted, effective, bounding, ambient as bits.
+    """
+
+    environ: int = -1
+    cwd: int = -1
+    cgroups: Sequence[Cgroup] = ()
+    capabilities: tuple[int, int, int, int, int] | None = None
+    no_new_privs: bool = False
+    oom_score_adj: bytes | None = None
+    lsm_label: bytes | None = None
+    new_keyring: bool = False
+    empty_environ: bool = False
+    environ_inside: bool = False
+
+    def descriptors(self) -> list[int]:
+        """Return all that are open."""
+        fds = [self.environ, self.cwd, *[fd for cgroup in self.cgroups for fd in cgroup[:2]]]
+        return [fd for fd in fds if fd >= 0]
+
+
+NO_IDS = Ids()
+NO_ATTRIBUTES = Attributes()
+
+
+class Way(NamedTuple):
+    """How a process gets from the caller to where the program or function runs.
+
+    ``fork``: it is a child of the one that joins, born in the PID namespace that was joined. ``root``: a directory that
+    becomes the root, -1: unchanged. ``unshare``: CLONE_NEW* bits. ``at_home``: the joiner must be born in the caller's
+    own PID namespace, or fails at LAUNCH with EXDEV; ``go_home`` moves the caller's thread there for that moment.
+    ``born_in``: the one of ``attributes.cgroups`` that the program is born in. ``check_cwd``: fail at CWD with EXDEV if
+    the working directory is not below the root.
+    """
+
+    joins: Sequence[Step] = ()
+    fork: bool = False
+    root: int = -1
+    ids: Ids = NO_IDS
+    witness: Witness | None = None
+    unshare: int = 0
+    attributes: Attributes = NO_ATTRIBUTES
+    born_in: Cgroup | None = None
+    at_home: bool = False
+    go_home: bool = False
+    check_cwd: bool = False
+
+
+class Started:
+    """The pid of the program once it runs, else 0. Its maker has it before the launch, so no exception can lose it."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self) -> None:
+        self.pid = 0

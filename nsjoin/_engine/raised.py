@@ -1,7 +1,7 @@
-"""An exception and all that belongs to it as plain data, and as the text that Python shows.
+"""An exception, with its causes and groups, as plain data and as the text that Python shows.
 
-``describe`` is for the child of ``call_in``, and reads no files: the source lines that Python shows are looked up by
-name, and inside, the names are the target's. ``text`` looks them up, here.
+``describe`` runs in the child of ``call_in`` and reads no files: Python finds source lines by file name, and inside
+those names are the target's. ``text`` runs in the caller and looks the lines up there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Node(NamedTuple):
 
 
 def describe(exception: BaseException) -> list[tuple[Any, ...]]:
-    """The exception, its causes and contexts and the members of groups, the first one first. Data, for ``text``."""
+    """Return data for ``text``: the exception first, then its causes, contexts and members of groups."""
     queue = [exception]
 
     def number_of(other: Any) -> int:
@@ -108,7 +108,7 @@ def _words(obj: object) -> str:
 
 
 def in_words(obj: object) -> str:
-    """The repr of anything."""
+    """Return the repr of any object."""
     try:
         return repr(obj)
     except Exception as failure:  # whatever its __repr__ raises
@@ -138,13 +138,13 @@ def _frame(entry: TracebackType) -> tuple[str, int, str, tuple[int, int, int] | 
 
 
 def read_no_sources() -> None:
-    """From now on this process shows exceptions and warnings without source lines that it has not got already.
+    """Make this process show exceptions and warnings without source lines that are not loaded yet.
 
-    For the child of a call, whose files are the target's: a FIFO in the place of a module would hold it.
+    For the child of a call, whose files are the target's: a FIFO in the place of a module would block it.
     """
     linecache.updatecache = lambda *_args, **_keywords: []
     linecache.checkcache = lambda *_args, **_keywords: None
-    # these two are in C, and look for the lines themselves; what somebody else has set stays
+    # these two are in C, and look for the lines themselves; a hook that was set by others stays
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _show_unraisable
     if getattr(threading.excepthook, "__module__", None) in ("_thread", "threading"):
@@ -161,10 +161,10 @@ def _show_uncaught(args: Any) -> None:
 
 
 def show(exception: BaseException | None, heading: str = "") -> None:
-    """Write it to stderr, without source lines."""
+    """Write the exception to stderr, without source lines."""
     if sys.stderr is not None:
-        told = "" if exception is None else text(describe(exception), look_up=False)
-        sys.stderr.write(heading + told)
+        shown = "" if exception is None else text(describe(exception), look_up=False)
+        sys.stderr.write(heading + shown)
 
 
 def _position(places: list[Any]) -> tuple[int, int, int] | None:
@@ -176,13 +176,13 @@ def _position(places: list[Any]) -> tuple[int, int, int] | None:
 
 
 def text(described: Any, *, look_up: bool = True) -> str:
-    """What Python shows of the exception that ``describe`` was given. ValueError for anything else.
+    """Return what Python shows of the exception that ``describe`` was given. ValueError for anything else.
 
-    Source lines are those that this process finds by the names of files, regular ones of up to 16 MB.
+    Source lines are those that this process finds by file name, in regular files of up to 16 MB.
     """
     nodes = _checked(described)
-    told = "".join(_chain(nodes, 0, set(), _source_line if look_up else _no_line))
-    return told.translate(ESCAPES)
+    shown = "".join(_chain(nodes, 0, set(), _source_line if look_up else _no_line))
+    return shown.translate(ESCAPES)
 
 
 def _checked(described: Any) -> list[Node]:
@@ -269,7 +269,7 @@ def _source_line(file: str, line: int) -> str:
 
 
 def _is_source(file: str) -> bool:
-    """Whether to open it: the name has come from another process."""
+    """Whether the file may be opened: its name comes from another process."""
     try:
         status = os.stat(file)
     except (OSError, ValueError):

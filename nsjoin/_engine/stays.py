@@ -1,4 +1,4 @@
-"""What each thread is inside of: the stays of ``enter``, and how they end.
+"""The stays of ``enter``: which namespaces each thread is inside of, and how it comes back.
 
 A thread is in one place at a time, so its stays form a stack, and only the innermost can be left: to leave one beneath
 it would put the thread where that one came from while the code of the inner one still runs, and the inner one's exit
@@ -50,7 +50,7 @@ BORROWED = (
 #: looked up once: a way there and back takes a few microseconds
 this_thread, _leave = lib.nsjoin_thread, lib.nsjoin_leave
 
-_STAY = ffi.typeof("struct nsjoin_stay *")
+STAY = ffi.typeof("struct nsjoin_stay *")
 
 #: by thread, the innermost last; a thread that is inside of nothing has none
 _stacks: dict[int, list[Stay]] = {}
@@ -70,8 +70,8 @@ class Watch:
         self._handle.cancel()
         if self._has_run:
             raise RuntimeError(
-                "enter was held across an await: other tasks of this thread have run inside; make the socket or file "
-                "inside and await outside, or use a NamespaceExecutor"
+                "enter was held across an await, so other tasks ran in the target's namespaces; create the socket or "
+                "file inside and await outside, or use a NamespaceExecutor"
             )
 
 
@@ -88,7 +88,7 @@ class Stay:
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        self.c: CData = ffi.new(_STAY)
+        self.c: CData = ffi.new(STAY)
         self.thread = 0
         self.stack: list[Stay] | None = None  # that thread's, as long as this is on it
         self.frame = 0  # what entered: the id of a frame, and its code
@@ -121,7 +121,7 @@ def begin(stay: Stay, frame: FrameType) -> None:
 
 
 def find(owner: Owner, frame: FrameType) -> Stay | None:
-    """The stay of ``owner`` that the code of ``frame`` leaves in this thread; None: it has none here."""
+    """Return the stay of ``owner`` that the code of ``frame`` leaves in this thread, None if it has none here."""
     stack = _stacks.get(this_thread())
     if not stack:
         return None
@@ -136,7 +136,7 @@ def find(owner: Owner, frame: FrameType) -> Stay | None:
 
 
 def _is_left_by(frame: FrameType, stay: Stay) -> bool:
-    """Whether the ``with`` that entered ``stay`` is the one in ``frame``, of several that may run by turns.
+    """Return whether the ``with`` in ``frame`` entered ``stay``, where several may run by turns.
 
     The frame of a ``with`` is the same at both ends. That of an ExitStack's method is not, and may have got the id of
     one that is no more; but then it runs other code.
@@ -146,8 +146,10 @@ def _is_left_by(frame: FrameType, stay: Stay) -> bool:
 
 
 def end(stay: Stay) -> Sequence[Stay]:
-    """Leave ``stay``: now, or as soon as the inner ones are left, which are returned. Twice does nothing. RestoreError
-    names the first namespace that the thread cannot return to."""
+    """Leave ``stay`` now, or once the inner stays are left; return those. Twice does nothing.
+
+    RestoreError names the first namespace that the thread cannot return to.
+    """
     stay.is_left = True
     stack = stay.stack
     if stack is None:
@@ -157,7 +159,7 @@ def end(stay: Stay) -> Sequence[Stay]:
         return ()
     inner = stack[stack.index(stay) + 1 :]
     for one in inner:
-        if one.owner() is None:  # nobody can leave it any more
+        if one.owner() is None:  # its enter is gone, so nothing else can leave it
             one.is_left = True
     if stack[-1].is_left:
         _unwind(stay.thread, stack)
@@ -188,24 +190,24 @@ def _unwind(thread: int, stack: list[Stay]) -> None:
 
 
 def leave(stay: CData) -> None:
-    """The way back, as far as the thread has gone. RestoreError names the first namespace that it cannot return to."""
+    """Bring the thread back from as far as it has gone. RestoreError names the first namespace that is out of reach."""
     result = _leave(stay)
     if result < 0:
         raise restore_error(-result, stay, BY_FLAG[stay.nstypes[stay.failed]])
 
 
 def restore_error(number: int, stay: CData, row: NsType) -> NamespaceError:
-    """The error of a way back that has failed."""
-    reason = "the thread is still inside, and should run nothing more than its end"
+    """Return the error of a failed way back."""
+    reason = "this thread is still in the target's namespaces; let it exit"
     call = ffi.string(stay.call).decode()
     return error(RestoreError, number, call, nstype=row.name, target="this thread", reason=reason)
 
 
 def is_borrowed(by: int) -> bool:
-    """Whether this is no thread of its own, as one should be that ``by`` has started: whoever runs here would move it.
+    """Return whether the thread that ``by`` started is not one of its own, so that a join would move another's.
 
-    gevent and eventlet patch the start of a thread, which is then a greenlet in the thread that started it; the kernel,
-    and a greenlet that has a parent, tell.
+    gevent and eventlet patch the start of a thread: it is then a greenlet in the thread that started it. The kernel's
+    thread id shows that, and so does a greenlet that has a parent.
     """
     greenlet = sys.modules.get("greenlet")
     is_greenlet = greenlet is not None and greenlet.getcurrent().parent is not None
@@ -217,7 +219,7 @@ def is_borrowed(by: int) -> bool:
 
 
 def out_of_order(stay: Stay, inner: Sequence[Stay]) -> RuntimeError:
-    """The error for ``stay``, which was left before ``inner``."""
+    """Return the error for ``stay``, which was left before ``inner``."""
     return RuntimeError(
         f"{_words(stay)} was left before {', '.join(map(_words, reversed(inner)))}, which this thread entered later: "
         "it is still inside, and comes back when that is left; generators, tasks and greenlets share their thread's "
@@ -227,8 +229,10 @@ def out_of_order(stay: Stay, inner: Sequence[Stay]) -> RuntimeError:
 
 
 def not_here(owner: Owner, frame: FrameType) -> RuntimeError:
-    """The error for an exit in a thread that has no such stay. Where it ends a generator's block, which some other
-    thread began, that stay is left: that thread comes back with its next ``enter`` or exit."""
+    """Return the error for an exit in a thread that has no such stay.
+
+    If it ends a generator's block that another thread began, that thread comes back with its next ``enter`` or exit.
+    """
     text = "this enter was not entered in this thread, so it cannot be left here"
     stay = _entered_elsewhere(owner, frame)
     if stay is not None:
@@ -242,7 +246,7 @@ def not_here(owner: Owner, frame: FrameType) -> RuntimeError:
 
 
 def _entered_elsewhere(owner: Owner, frame: FrameType) -> Stay | None:
-    """The stay that this very generator or coroutine began, in another thread."""
+    """Return the stay that this very generator or coroutine began in another thread."""
     if not frame.f_code.co_flags & SUSPENDS:
         return None
     here = this_thread()
@@ -258,7 +262,7 @@ def _all_stays() -> list[Stay]:
 
 def _words(stay: Stay) -> str:
     owner = stay.owner()
-    target = "?" if owner is None else owner._words()
+    target = "?" if owner is None else owner._describe()
     nstypes = "+".join(BY_FLAG[stay.c.nstypes[index]].name for index in range(stay.c.n))
     return f"enter({target}, {nstypes})"
 

@@ -1,6 +1,6 @@
-"""Sends one object through a unix socket: as data or a pickle, and its sockets and files as descriptors (SCM_RIGHTS).
+"""Send one object through a unix socket, as data or a pickle; its sockets and files go as descriptors (SCM_RIGHTS).
 
-What comes is taken for hostile here, as far as it is not a pickle that somebody wants to have.
+The receiver expects hostile bytes, except for a pickle that the caller has asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from .._kernel import calls
+from .._kernel import abi, calls
 from .._kernel.calls import ffi, lib
 from . import data
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("4iq")  # struct nsjoin_head
 _IN_FILE = -1  # the kind of a record that carries the text of the next one
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD, unix(7)
-_MFD_CLOEXEC = 1
-_F_GET_SEALS = 1034  # PyPy has no name for it
 
 _SOCKET, _FILE = b"o", b"f"
 _FILES = (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)
@@ -50,7 +48,7 @@ class _Outgoing:
         self.descriptors: list[int] = []
 
     def device(self, obj: Any) -> data.Device | None:
-        """What tells about ``obj``, if it is one: of its descriptor the place among those that are sent."""
+        """Describe ``obj`` if it is a socket or file, with the index of its descriptor; None if it is not."""
         if type(obj) is socket.socket:
             index = self._add(obj.fileno())
             return data.Device(_SOCKET, (index, int(obj.family), int(obj.type), obj.proto, obj.gettimeout()))
@@ -94,29 +92,27 @@ class _Unpickler(pickle.Unpickler):
 
 
 def dump_data(obj: Any) -> tuple[bytes, list[int]]:
-    """``obj`` as data, and the descriptors that belong to it. _data.NotDataError; OSError, ValueError for a file."""
+    """Return ``obj`` as data, and its descriptors. data.NotDataError; OSError, ValueError for a file."""
     outgoing = _Outgoing()
     return data.dump(obj, outgoing.device), outgoing.descriptors
 
 
 def dump_few(obj: Any) -> tuple[bytes, list[int]]:
-    """The same where a pickle would do too: _data.NotDataError also where that is faster, or keeps what is one object
-    from becoming two."""
+    """Return the same, or raise data.NotDataError where a pickle is better: it is faster, or keeps one object one."""
     outgoing = _Outgoing()
     return data.dump(obj, outgoing.device, most=_FEW, may_repeat=False), outgoing.descriptors
 
 
 def load_data(text: bytes, call: CData) -> Any:
-    """The object that ``dump_data`` was given, from what ``receive`` returned. Whatever is wrong with it: an Exception
-    of Python's own."""
+    """Return the object that ``dump_data`` was given, from what ``receive`` returned. Raises built-in exceptions."""
     return data.load(text, lambda device: _make_device(device, call))
 
 
 def dump_pickle(obj: Any) -> tuple[bytes, list[int]]:
-    """The pickle of ``obj`` and the descriptors that belong to it. Whatever pickle raises."""
+    """Return the pickle of ``obj``, and its descriptors. Raises whatever pickle raises."""
     try:
         return pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), []  # all in C; refuses sockets and files
-    except Exception:  # whatever an object raises: once more, and then it counts
+    except Exception:  # whatever an object raises: tried once more, and then raised
         buffer = io.BytesIO()
         pickler = _Pickler(buffer)
         pickler.dump(obj)
@@ -124,7 +120,7 @@ def dump_pickle(obj: Any) -> tuple[bytes, list[int]]:
 
 
 def load_pickle(text: bytes, call: CData) -> Any:
-    """The object that ``dump_pickle`` was given, from what ``receive`` returned. Whatever unpickling raises."""
+    """Return the object that ``dump_pickle`` was given, from what ``receive`` returned, or raise what pickle raises."""
     return _Unpickler(io.BytesIO(text), call).load() if call.n_fds else pickle.loads(text)
 
 
@@ -132,7 +128,7 @@ def load_pickle(text: bytes, call: CData) -> Any:
 
 
 def _make_device(device: data.Device, call: CData) -> Any:
-    """The object; its descriptor is no longer the call's from the moment on that it is the object's."""
+    """Make the object, which from then on owns the descriptor that the call owned."""
     if type(device.fields) is not tuple or len(device.fields) != 5:
         raise ValueError("this is no socket and no file")
     index, *fields = device.fields
@@ -155,7 +151,7 @@ def _make_socket(call: CData, index: int, family: int, type_: int, proto: int, t
 
 
 def _make_file(call: CData, index: int, mode: str, is_buffered: bool, encoding: str | None, errors: str | None) -> Any:
-    """What open(2) makes; done by steps, since of one that fails nobody knows whether it has closed the descriptor."""
+    """Make what open() makes, step by step: if open() fails, it is unknown whether it has closed the descriptor."""
     if _FILE_MODE.fullmatch(mode) is None:
         raise ValueError(f"{mode!r} is no mode of a file")
     if not {type(encoding), type(errors)} <= {str, type(None)}:  # PyPy looks later
@@ -180,13 +176,13 @@ def _make_file(call: CData, index: int, mode: str, is_buffered: bool, encoding: 
 
 
 def send(channel: int, kind: int, text: bytes = b"", descriptors: Sequence[int] = ()) -> None:
-    """Send ``text`` as one record, with copies of the descriptors; what is too large for one, as a file in memory."""
+    """Send ``text`` as one record with the descriptors; text too large for a record goes as a memfd."""
     try:
         _send_record(channel, kind, text, descriptors)
     except OSError as refused:
         if refused.errno != errno.EMSGSIZE:
             raise
-        with open(calls.memfd_create(b"nsjoin-result", _MFD_CLOEXEC), "wb", buffering=0) as file:
+        with open(calls.memfd_create(b"nsjoin-result", abi.MFD_CLOEXEC), "wb", buffering=0) as file:
             calls.write_all(file.fileno(), text, "the result")
             _send_record(channel, _IN_FILE, b"", [file.fileno()])
         _send_record(channel, kind, b"", descriptors)
@@ -202,9 +198,9 @@ def _send_record(channel: int, kind: int, text: bytes, descriptors: Sequence[int
 
 
 def receive(call: CData) -> bytes | None:
-    """The text of the message that the child has left, or None. Its kind is ``call.head.kind``.
+    """Return the text of the message that the child has left, or None. Its kind is ``call.head.kind``.
 
-    Does not wait: for a child that has ended. OSError where its descriptors cannot be taken, BadMessageError.
+    Does not wait: the child must have ended. OSError if its descriptors cannot be received, BadMessageError.
     """
     text = _receive_record(call)
     if text is None or call.head.kind != _IN_FILE:
@@ -234,9 +230,9 @@ def _receive_record(call: CData) -> bytes | None:
 
 
 def _read(file: io.FileIO) -> bytes:
-    """All of a file in memory. Another one could block, for ever, and one with holes be larger than any memory."""
+    """Read all of a memfd. Any other file could block for ever, and one with holes be larger than all memory."""
     try:
-        fcntl.fcntl(file, _F_GET_SEALS)  # tmpfs and hugetlbfs have it, and no others
+        fcntl.fcntl(file, abi.F_GET_SEALS)  # tmpfs and hugetlbfs have it, and no others
     except OSError:
         raise BadMessageError("the file that has come is not one in memory") from None
     status = os.fstat(file.fileno())

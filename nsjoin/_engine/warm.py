@@ -1,7 +1,7 @@
-"""What the C library and Python load or read by path when they first need it, done before a mount namespace is joined.
+"""Load before a mount namespace is joined what the C library and Python load or read by path on first use.
 
-Inside, each of these paths is the target's: a library would run in this process with our rights. So what can be loaded
-is loaded outside and stays, the name service is pinned to our own configuration, and the time zone to our own file.
+Inside, each of these paths is the target's: its library would run in this process. So libraries are loaded outside and
+stay, the name service is pinned to the caller's configuration, and the time zone to the caller's file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .._setns import CData
 
 
-#: The databases of nsswitch.conf(5), and what the C library does where the file says nothing.
+#: The databases of nsswitch.conf(5), and what the C library does if the file is silent.
 _DATABASES = {
     "aliases": "files",
     "ethers": "files",
@@ -60,7 +60,7 @@ _LOADED_LAZILY = (
     "unicodedata",
 )
 
-#: Libraries, which PyPy unloads when nobody has them any more.
+#: Libraries, which PyPy unloads once they are no longer referenced.
 _kept: list[ctypes.CDLL] = []
 
 _NO_LIBGCC = (
@@ -70,7 +70,7 @@ _NO_LIBGCC = (
 
 
 def load() -> None:
-    """Once for the process. JoinError where the C library would load a library of the target's for want of ours."""
+    """Load it all, once for the process. JoinError if a library is missing that libc would load from the target."""
     for name in _LOADED_LAZILY:
         with contextlib.suppress(ImportError):  # in a chroot without Python's files: then it is refused later too
             importlib.import_module(name)
@@ -109,7 +109,7 @@ def _load_what_libc_loads_lazily(libc: ctypes.CDLL) -> None:
 
 
 def _pin_name_service(libc: ctypes.CDLL) -> None:
-    """Fix what our nsswitch.conf says, and load its libraries: glibc would read the file anew where it differs.
+    """Pin the caller's nsswitch.conf, and load its libraries: glibc reads the file again if it differs.
 
     What is fixed so is not asked of nscd(8) either, whose socket would be the target's.
     """
@@ -144,7 +144,7 @@ def load_messages() -> None:
     """Before every join, as setlocale(3) may have been called since the last: have strerror(3) read its catalogues.
 
     For each new locale the C library opens a libc.mo, and a library (gconv) that converts that file's character set;
-    also where we have no such file, as for C.UTF-8, and the target has. It remembers what was not there.
+    also where the caller has no such file, as for C.UTF-8, but the target has. It remembers missing files.
     """
     import _locale  # built in
 
@@ -159,7 +159,7 @@ def load_messages() -> None:
 
 # --- the time zone ------------------------------------------------------------------------------------------
 
-#: To glibc it says the same as no TZ at all. But then mktime(3), tzset(3) and strftime(3) look at the file each time
+#: To glibc it means the same as no TZ at all. But then mktime(3), tzset(3) and strftime(3) look at the file each time
 #: whether it is another one, and read it, for the whole process; of a TZ that is the same as before they read nothing.
 _TIME_ZONE = b"TZ=:/etc/localtime"
 
@@ -182,7 +182,7 @@ class _TimeZone:
         self._lock = threading.Lock()  # one that is copied while another thread holds it is never released
 
     def read(self) -> None:
-        """Outside: mktime(3) is tzset(3) besides, and looks whether our file has changed."""
+        """Read the caller's file, outside: mktime(3) calls tzset(3), which checks whether the file has changed."""
         if self._pins == 0:
             time.mktime((2000, 1, 1, 0, 0, 0, 0, 1, 0))
 
@@ -206,7 +206,7 @@ class _TimeZone:
             return
         entries = environment()
         if any(ffi.string(entry).startswith(b"TZ=") for entry in entries):
-            return  # ours, or the caller's own: nothing is read as long as it stays the same
+            return  # pinned already, or set by the caller: glibc reads nothing while TZ stays the same
         self._place = len(entries)
         self._arrays.append(ffi.new("char *[]", [*entries, self.entry, ffi.NULL]))
         lib.environ = self._arrays[-1]
@@ -223,8 +223,10 @@ class _TimeZone:
                 lib.environ[index] = entry
 
     def _is_as_left(self, last: CData) -> bool:
-        """Whether environ(7) is our array, as long as it was and with this at its end: setenv(3) makes another array to
-        add something, and unsetenv(3) moves what is behind."""
+        """Whether environ(7) is the last of these arrays, of the same length and with ``last`` at its end.
+
+        setenv(3) makes another array to add something; unsetenv(3) moves what is behind.
+        """
         if self._place == 0 or lib.environ != self._arrays[-1]:
             return False
         array = self._arrays[-1]

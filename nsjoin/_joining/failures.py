@@ -1,4 +1,4 @@
-"""TODO."""
+"""A failed step as the exception that a caller sees: which call, which namespace, which target, and why."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .._engine.job import At, Failed
-from .._kernel import capabilities
-from .._target import cgroups
+from .._kernel.nstypes import BY_FLAG, USER
 from .._target.target import TARGET
 from ..exceptions import JoinError, error
 from . import reasons
@@ -19,136 +18,94 @@ if TYPE_CHECKING:
 
     from .._target.target import OpenTarget
     from ..exceptions import NamespaceError
+    from .select import Selection
 
 
-# --- errors -------------------------------------------------------------------------------------------------
+def explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any, selection: Selection | None) -> BaseException:
+    """Return what to raise for ``failed``: subprocess's own exception for its own steps, JoinError for the others.
 
-
-def _explain(failed: Failed, target: OpenTarget, name: Any, cwd: Any) -> BaseException:
-    """What to raise for ``failed``: subprocess's own exception for its own steps, JoinError for ours."""
+    ``name`` and ``cwd`` are the file names of subprocess's errors.
+    """
     if failed.errno == 0:
-        reason = "the new process was killed before it could run the program"
-        return _join_error(Failed(failed.at, 0, errno.ECHILD), target, failed.at.name.lower(), None, reason)
+        killed = Failed(failed.at, 0, errno.ECHILD)
+        return _join_error(killed, target, failed.at.name.lower(), None, reasons.KILLED)
     if failed.at == At.JOIN:
-        return _gone_error(failed, target, "setns")
+        return _of_join(failed, target, selection)
     if failed.at == At.WITNESS:
         return _gone_error(failed, target, ("ioctl", "statx")[failed.index])
-    if failed.at == At.ROOT:
-        step = ("fchdir", "chroot")[failed.index]
-        needs = "needs CAP_SYS_CHROOT" if (step, failed.errno) == ("chroot", errno.EPERM) else None
-        return _join_error(failed, target, step, "mnt", needs)
-    if failed.at == At.CLONE and failed.errno == errno.ENOMEM:
-        return _join_error(failed, target, "clone", "pid", reasons.DEAD_PID_NAMESPACE)
-    if failed.at == At.CWD and (failed.index == 1 or failed.errno == errno.EXDEV or cwd is TARGET):
-        reason = _DELETED if failed.index == 1 else _OUTSIDE if failed.errno == errno.EXDEV else _THEIRS
-        return _join_error(failed, target, "chdir", "mnt", reason)
-    if failed.at == At.UNSHARE and failed.index == 1:
-        return _join_error(failed, target, "mount", "mnt", _NO_MOUNT_POINT if failed.errno == errno.EINVAL else None)
+    at, index, number = failed.args
+    keys = (at, index, number), (at, None, number), (at, index, None)
+    exact = next((_EXACT[key] for key in keys if key in _EXACT), None)
+    if exact is not None:
+        return _join_error(failed, target, *exact)
     if failed.at in _STEPS:
-        step, explain = _STEPS[failed.at]
-        return _join_error(failed, target, step, None, explain(failed) if explain else None)
+        step, reason_of = _STEPS[failed.at]
+        reason = reason_of(failed.errno, failed.index) if reason_of else None
+        return _join_error(failed, target, step, None, reason)
     if failed.at in _CALLS:
         calls = _CALLS[failed.at]
-        why = _JOINER_REASONS.get(failed.errno) if (failed.at, failed.index) == (At.LAUNCH, 0) else None
-        return _join_error(failed, target, calls[min(failed.index, len(calls) - 1)], None, why)
+        return _join_error(failed, target, calls[min(failed.index, len(calls) - 1)], None, None)
+    if failed.at == At.CWD and cwd is TARGET:
+        return _join_error(failed, target, "chdir", "mnt", reasons.THEIRS)
     file = {At.EXEC: name, At.CWD: cwd}.get(failed.at)
-    if file is None:
-        return OSError(failed.errno, os.strerror(failed.errno))
-    return OSError(failed.errno, os.strerror(failed.errno), file)
+    text = os.strerror(failed.errno)
+    return OSError(failed.errno, text) if file is None else OSError(failed.errno, text, file)
 
 
-#: The system calls of steps for which subprocess has no error of its own; of ids, by index.
+def _of_join(failed: Failed, target: OpenTarget, selection: Selection | None) -> NamespaceError:
+    if selection is None or selection.by_pidfd:
+        return _gone_error(failed, target, "setns")
+    row = BY_FLAG[selection.joins[failed.index].nstypes]
+    culprit = next((namespace for namespace in selection.namespaces if namespace.nstype == row.name), None)
+    if culprit is None:  # a user namespace on the way
+        return _join_error(failed, target, "setns", row.name, None)
+    reason = reasons.of_setns(failed.errno, culprit, with_user=USER in selection.rows)
+    return _join_error(failed, target, "setns", row.name, reason)
+
+
+#: (step, index, errno), None for any -> the system call, the type of namespace, and the reason.
+_EXACT: dict[tuple[At, int | None, int | None], tuple[str, str | None, str | None]] = {
+    (At.ROOT, 0, None): ("fchdir", "mnt", None),
+    (At.ROOT, 1, errno.EPERM): ("chroot", "mnt", reasons.NEEDS_CHROOT),
+    (At.ROOT, 1, None): ("chroot", "mnt", None),
+    (At.CLONE, None, errno.ENOMEM): ("clone", "pid", reasons.DEAD_PID_NAMESPACE),
+    (At.CWD, 1, None): ("chdir", "mnt", reasons.DELETED),
+    (At.CWD, 0, errno.EXDEV): ("chdir", "mnt", reasons.OUTSIDE),
+    (At.LAUNCH, 0, errno.EACCES): ("execveat", None, reasons.NOT_EXECUTED),
+    (At.LAUNCH, 0, errno.ENOENT): ("execveat", None, reasons.INTERPRETED),
+    (At.UNSHARE, 1, errno.EINVAL): ("mount", "mnt", reasons.NO_MOUNT_POINT),
+    (At.UNSHARE, 1, None): ("mount", "mnt", None),
+}
+
+#: Steps that are reported under a name of their own, and the function of (errno, index) that returns the reason.
+_STEPS: dict[At, tuple[str, Callable[[int, int], str | None] | None]] = {
+    At.ENV: ("environ", reasons.of_environ),
+    At.CGROUP: ("cgroup", reasons.of_cgroup),
+    At.OOM_SCORE_ADJ: ("oom_score_adj", reasons.of_score),
+    At.BOUNDING: ("capabilities", reasons.of_capability),
+    At.CAPABILITIES: ("capabilities", reasons.of_capability),
+    At.NO_NEW_PRIVS: ("no_new_privs", None),
+    At.UNSHARE: ("unshare", reasons.of_unshare),
+    At.LSM_LABEL: ("lsm_label", reasons.of_label),
+}
+
+
+#: The system calls of steps for which subprocess has no error of its own, by index.
 _CALLS = {
     At.LAUNCH: ("execveat", "fcntl"),
     At.PLAN: ("fcntl",),
     At.HIDE: ("prctl",),
-    At.CLOSE: ("prlimit",),  # the last of three ways, and the only one that nothing comes after
+    At.CLOSE: ("prlimit",),  # the last of three ways to close: no other follows
     At.GROUPS: ("setgroups",),
     At.UMASK: ("umask",),
     At.IDS: ("setgroups", "setresgid", "setresuid"),
     At.KEYRING: ("keyctl",),
     At.CLONE: ("clone",),
 }
-#: Why the joiner's file is not executed.
-_JOINER_REASONS = {
-    errno.EACCES: "neither a memfd (vm.memfd_noexec, or a security module) nor a temporary file may be executed here: "
-    "set TMPDIR to a folder on a file system that is not mounted noexec",
-    errno.ENOENT: "an interpreter in /proc/sys/fs/binfmt_misc takes all programs of this machine, and it cannot be "
-    "given the joiner, which is a file without a name",
-}
-_NO_MOUNT_POINT = "the program's root directory is no mount point, so that its mounts cannot be made private"
-_DELETED = (
-    "this directory has been deleted, and where it was is not below the target's root, so it could be a way out of it: "
-    "name another one with cwd="
-)
-_THEIRS = "this is the target's own working directory; cwd= names another one"
-_OUTSIDE = "this directory is not below the target's root, so it would be a way out of it"
-
-
-def _of_environ(failed: Failed) -> str | None:
-    return "it is longer than what execve(2) takes" if failed.errno == errno.E2BIG else None
-
-
-#: Indices of the steps of capabilities besides -1 and the numbers of capabilities: what securebits may forbid.
-_BY_SECUREBITS, _AMBIENT = -2, 64
-
-
-def _of_capability(failed: Failed) -> str | None:
-    if failed.errno != errno.EPERM:
-        return None
-    if failed.index == _BY_SECUREBITS or failed.index >= _AMBIENT:
-        return "securebits forbid it: KEEP_CAPS_LOCKED or NO_CAP_AMBIENT_RAISE (capabilities(7))"
-    if failed.index < 0:
-        return "only what is permitted can be made inheritable, and what is in the bounding set (capabilities(7))"
-    name = capabilities.name_of(failed.index)
-    return f"{name}: only CAP_SETPCAP drops a capability from the bounding set, and nothing gives one that we lack"
-
-
-def _of_cgroup(failed: Failed) -> str | None:
-    return cgroups.refusal(failed.errno)
-
-
-def _of_unshare(failed: Failed) -> str | None:
-    return _UNSHARE_REASONS.get(failed.errno)
-
-
-_UNSHARE_REASONS = {
-    errno.EPERM: "needs CAP_SYS_ADMIN in the user namespace that the program is in",
-    errno.ENOSPC: "a limit in /proc/sys/user, of this or an outer user namespace, or the depth of 32 is reached",
-    errno.EINVAL: "this kernel lacks one of these types",
-}
-
-
-def _of_score(failed: Failed) -> str | None:
-    if failed.errno in (errno.EACCES, errno.EPERM):
-        return "to lower it needs CAP_SYS_RESOURCE"
-    return _of_proc(failed)
-
-
-def _of_label(failed: Failed) -> str | None:
-    reason = "no security module here gives labels" if failed.errno in (errno.EINVAL, errno.ENOENT) else None
-    return _of_proc(failed) or reason
-
-
-def _of_proc(failed: Failed) -> str | None:
-    return "/proc is not mounted here" if failed.errno == errno.ENOENT and not os.path.exists("/proc/self") else None
-
-
-#: The steps by which a program takes after its target: what they are called, and why they fail.
-_STEPS: dict[At, tuple[str, Callable[[Failed], str | None] | None]] = {
-    At.ENV: ("environ", _of_environ),
-    At.CGROUP: ("cgroup", _of_cgroup),
-    At.OOM_SCORE_ADJ: ("oom_score_adj", _of_score),
-    At.BOUNDING: ("capabilities", _of_capability),
-    At.CAPABILITIES: ("capabilities", _of_capability),
-    At.NO_NEW_PRIVS: ("no_new_privs", None),
-    At.UNSHARE: ("unshare", _of_unshare),
-    At.LSM_LABEL: ("lsm_label", _of_label),
-}
 
 
 def _gone_error(failed: Failed, target: OpenTarget, step: str) -> NamespaceError:
-    """A call with the target's pidfd has failed; setns(2) for no reason for which descriptors were tried as well."""
+    """Return the error of a call with the target's pidfd, as TargetGoneError if the target has ended meanwhile."""
     gone = target.process.gone_reason() if target.process is not None else None
     if gone:
         failed = Failed(failed.at, failed.index, errno.ESRCH)
@@ -158,4 +115,4 @@ def _gone_error(failed: Failed, target: OpenTarget, step: str) -> NamespaceError
 def _join_error(
     failed: Failed, target: OpenTarget, step: str, nstype: str | None, reason: str | None
 ) -> NamespaceError:
-    return error(JoinError, failed.errno, step, nstype=nstype, target=target.words(), reason=reason)
+    return error(JoinError, failed.errno, step, nstype=nstype, target=target.describe(), reason=reason)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class UserNs(NamedTuple):
-    """One user namespace: who made it, from where; ``parent`` is None where we see no further."""
+    """One user namespace and the uid that made it; ``parent`` None: not visible from here."""
 
     id: Hashable
     fd: int
@@ -43,14 +43,14 @@ class Caller(NamedTuple):
 
 
 def lineage(user: UserNs | None) -> Iterator[UserNs]:
-    """``user``, its parent, and so on."""
+    """Yield ``user``, its parent, and so on."""
     while user is not None:
         yield user
         user = user.parent
 
 
 def has_power(caller: Caller, user: UserNs) -> bool:
-    """Whether the caller has all capabilities over ``user``: user_namespaces(7), "Capabilities"."""
+    """Return whether the caller has all capabilities over ``user``: user_namespaces(7), "Capabilities"."""
     for ancestor in lineage(user):
         if ancestor.id == caller.user:
             return caller.admin

@@ -1,4 +1,4 @@
-"""Who owns the namespaces at hand, asked of the kernel: the arguments of ``_plan`` and the grounds of ``_reason``."""
+"""Ask the kernel who owns namespaces: the arguments of ``order`` and the facts for ``reasons``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def caller() -> Caller:
-    """This thread, as the kernel judges it."""
+    """Return this thread's user namespace, effective uid, and whether it has CAP_SYS_ADMIN there."""
     with Namespace.current("user") as own:
         return Caller(own.id, os.geteuid(), calls.is_admin())
 
 
 def user_namespace(namespace: Namespace, stack: ExitStack) -> UserNs | None:
-    """The user namespace that owns ``namespace`` (or is it), with its ancestors as far as we see; open in ``stack``.
+    """Return the owner of ``namespace`` (of a user namespace: itself) and its visible ancestors, open in ``stack``.
 
-    None where the kernel does not tell: it is outside of our user namespace, so that we have no power over it.
+    None: the owner is outside the caller's user namespace, so the caller has no power over it.
     """
     if namespace.nstype != "user":
         try:
@@ -40,7 +40,7 @@ def _with_ancestors(user: Namespace, stack: ExitStack) -> UserNs:
     while True:
         try:
             chain.append(stack.enter_context(chain[-1].parent()))
-        except NamespaceError:  # EPERM: the next one is outside of ours
+        except NamespaceError:  # EPERM: the next one is outside the caller's
             break
     known: UserNs | None = None
     for member in reversed(chain):
@@ -50,7 +50,7 @@ def _with_ancestors(user: Namespace, stack: ExitStack) -> UserNs:
 
 
 def wanted(namespaces: Sequence[Namespace], stack: ExitStack) -> list[Wanted]:
-    """``namespaces`` with their owners, for ``_plan.order``; what had to be opened stays open in ``stack``."""
+    """Return ``namespaces`` with their owners, for ``order``; ``stack`` owns the descriptors opened for it."""
     return [
         Wanted(BY_NAME[namespace.nstype], namespace.fileno(), user_namespace(namespace, stack))
         for namespace in namespaces

@@ -1,222 +1,179 @@
-"""Starts a job inside a target: finds out what there is to join, has the joiner do it, and tells what went wrong."""
+"""Start a program or a call in a target: decide what to join, run, try again what may succeed, explain what failed."""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
 
 from .._engine.children import Expired
-from .._engine.job import At, Failed, Step
+from .._engine.job import At, Failed, Way
 from .._kernel import abi
-from .._kernel.nstypes import BY_FLAG, BY_NAME, MNT, PID, TIME, USER, mask
+from .._kernel.nstypes import MNT, PID, TIME, USER
 from .._target import cgroups, likeness
 from .._target.target import OpenTarget
-from . import identity, order, ownership, reasons
-from .failures import _explain, _join_error
-from .select import _chosen, _differing, _has_left, _to_join, _without_new_pid
+from .failures import explain
+from .identity import NOTHING_WANTED, resolve
+from .select import has_left, select, wants_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable
     from typing import Any
 
-    from typing_extensions import Protocol
-
-    from .._engine import job
-    from .._engine.job import Attributes, Cgroup, Ids, Launch, Witness
+    from .._engine.job import Attributes, Launch
     from .._kernel.nstypes import NsType
-    from .._target.namespace import Namespace
-    from .._target.target import Openable, Target
-
-    class Startable(Protocol):
-        """A job for the joiner, or for a forked child."""
-
-        joins: Sequence[job.Step]
-        fork: bool
-        unshare: int
-        at_home: bool
-        go_home: bool
-        root: int
-        ids: Ids
-        check_cwd: bool
-        born_in: Cgroup | None
-        witness: Witness | None
-        attributes: Attributes
-
-        def launch(self) -> Launch: ...
-
+    from .._target.target import Openable
+    from .identity import WantedIds
+    from .select import Selection
 
 #: unshare(2) makes these for children only.
 _FOR_CHILDREN = PID.flag | TIME.flag
 
 
-def start(
-    job: Startable,
-    checked: Openable,
-    wanted: tuple[NsType, ...] | None,
-    fork: bool,
-    name: Any = None,
-    cwd: Any = None,
-    choice: likeness.Choice | None = None,
-) -> Launch:
-    """Start ``job`` in the namespaces ``wanted`` (None: all) of a target; the result is the program's pid.
+class Request(NamedTuple):
+    """What the caller asks for. ``wanted``: the types to join, None for all that differ.
 
-    ``name`` and ``cwd`` are the file names of subprocess's errors; ``choice`` is what the program takes over from the
-    target besides. JoinError, TargetGoneError, NamespaceError, OSError, and what ``launch`` raises but Failed.
+    ``choice`` is what to take over from the target besides; ``name`` and ``cwd`` are the file names of subprocess's
+    errors.
     """
+
+    wanted: tuple[NsType, ...] | None
+    fork: bool = True
+    unshare: int = 0
+    ids: WantedIds = NOTHING_WANTED
+    choice: likeness.Choice | None = None
+    name: Any = None
+    cwd: Any = None
+
+
+class Relaxed(NamedTuple):
+    """What earlier attempts have shown to be necessary."""
+
+    by_descriptors: bool = False
+    moves_to_cgroup: bool = False
+    go_home: bool = False
+    empty_environ: bool = False
+
+
+class Attempt(NamedTuple):
+    """What was tried. ``selection`` is None if preparing the attempt failed."""
+
+    way: Way = Way()
+    selection: Selection | None = None
+
+    @property
+    def by_pidfd(self) -> bool:
+        return self.selection is not None and self.selection.by_pidfd
+
+
+class _Row(NamedTuple):
+    """A failure after which another attempt may succeed, and what that attempt changes. ``errnos`` None: any."""
+
+    at: At
+    errnos: frozenset[int] | None
+    applies: Callable[[Attempt], bool]
+    relax: dict[str, bool]
+
+
+_EAGAIN, _EXDEV = frozenset({errno.EAGAIN}), frozenset({errno.EXDEV})
+
+AGAIN = (
+    # A process that is in execve(2) shows an empty environ, and so does one without an environment: read it once more.
+    _Row(
+        At.ENV,
+        _EAGAIN,
+        lambda last: not last.way.attributes.empty_environ,
+        {"empty_environ": True, "by_descriptors": False},
+    ),
+    # The target has left its user namespace. It can only go deeper, 32 levels at most (user_namespaces(7)). One
+    # setns(2) with its pidfd may then join what descriptors cannot in any order.
+    _Row(At.WITNESS, _EAGAIN, lambda _: True, {"by_descriptors": False}),
+    # Descriptors may do where a pidfd may not, and they show which namespace was refused.
+    _Row(At.JOIN, abi.absent("setns with a pidfd"), lambda last: last.by_pidfd, {"by_descriptors": True}),
+    # The kernel checks the credentials at the time of clone(2), after the joins; a move is checked before them.
+    _Row(
+        At.CLONE, abi.absent("CLONE_INTO_CGROUP"), lambda last: last.way.born_in is not None, {"moves_to_cgroup": True}
+    ),
+    # This thread's children are born in another PID namespace.
+    _Row(At.LAUNCH, _EXDEV, lambda last: not last.way.go_home, {"go_home": True}),
+)
+
+
+def relaxed_by(failed: Failed, last: Attempt, relaxed: Relaxed) -> Relaxed | None:
+    """Return what the next attempt does differently; None: no other attempt can succeed."""
+    for row in AGAIN:
+        if row.at == failed.at and (row.errnos is None or failed.errno in row.errnos) and row.applies(last):
+            return relaxed._replace(**row.relax)
+    return None
+
+
+def start(run: Callable[[Way], Launch], checked: Openable, request: Request) -> Launch:
+    """Have ``run`` carry out a way into a target as ``request`` says; return what it returns.
+
+    Raises JoinError, TargetGoneError, NamespaceError, OSError, and what ``run`` raises except Failed.
+    """
+    relaxed = Relaxed()
     with OpenTarget(checked) as target:
-        try:
-            try:
-                return (yield from _start_like(job, target, wanted, fork, choice, may_be_empty=False))
-            except Failed as failed:
-                if failed.at != At.ENV or failed.errno != errno.EAGAIN:
-                    raise
-            return (yield from _start_like(job, target, wanted, fork, choice, may_be_empty=True))
-        except Failed as failed:
-            raise _explain(failed, target, name, cwd) from None
+        while True:
+            last = Attempt()
+            with ExitStack() as stack:
+                try:
+                    last = _prepare(target, request, relaxed, stack)
+                    return (yield from run(last.way))
+                except Expired as expired:  # a cgroup that was frozen after it had been opened may be the cause
+                    raise expired from cgroups.why_it_hangs(last.way.attributes.cgroups)
+                except Failed as failed:
+                    changed = relaxed_by(failed, last, relaxed)
+                    if changed is None:
+                        raise explain(failed, target, request.name, request.cwd, last.selection) from None
+                    relaxed = changed
 
 
-def _start_like(
-    job: Startable,
-    target: OpenTarget,
-    wanted: tuple[NsType, ...] | None,
-    fork: bool,
-    choice: likeness.Choice | None,
-    *,
-    may_be_empty: bool,
-) -> Launch:
-    """``may_be_empty``: the environment of the target; Failed at ENV with EAGAIN where it is and may not."""
-    with ExitStack() as stack:
-        if choice is not None:
-            attributes, theirs = likeness.read(choice, target.process, wanted, stack)
-            job.attributes = attributes._replace(empty_environ=may_be_empty)
-            job.ids = job.ids._replace(theirs=theirs)
-        stack.enter_context(_naming_what_hangs(job))
-        if target.process is None:
-            chosen = _chosen(target.namespaces, wanted)
-            stack.enter_context(_prepared(job, None, tuple(BY_NAME[namespace.nstype] for namespace in chosen)))
-            return (yield from _start_by_descriptors(job, target, chosen, fork))
-        return (yield from _start_by_process(job, target, target.process, wanted, fork))
+def _prepare(target: OpenTarget, request: Request, relaxed: Relaxed, stack: ExitStack) -> Attempt:
+    """Prepare one attempt; ``stack`` owns the descriptors that are opened for it. Raises Failed at WITNESS.
 
-
-@contextmanager
-def _naming_what_hangs(job: Startable) -> Iterator[None]:
-    """Where the start takes too long: a cgroup that has been frozen since it was opened is the cause of ``Expired``."""
-    try:
-        yield
-    except Expired as expired:
-        raise expired from cgroups.why_it_hangs(job.attributes.cgroups)
-
-
-def _start_by_process(
-    job: Startable, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
-) -> Launch:
-    """Again if the target went to another user namespace just then: each time it is deeper, and 32 is the deepest."""
-    while True:
-        try:
-            return (yield from _try_by_process(job, target, process, wanted, fork))
-        except Failed as failed:
-            if failed.at != At.WITNESS or failed.errno != errno.EAGAIN:
-                raise
-
-
-def _try_by_process(
-    job: Startable, target: OpenTarget, process: Target, wanted: tuple[NsType, ...] | None, fork: bool
-) -> Launch:
-    found = _to_join(process, wanted) if process.pidfd >= 0 else None
-    if found is not None:
-        rows, job.witness = _without_new_pid(job, found[0]), found[1]
-        steps = [Step(process.pidfd, mask(rows))] if rows else []
-        try:
-            with _prepared(job, process, rows):
-                return (yield from _launch(job, rows, steps, fork))
-        except Failed as failed:
-            if failed.at != At.JOIN or failed.errno not in abi.TRY_DESCRIPTORS:
-                raise
-        finally:
-            job.witness = None
-    rows = _differing(process, wanted)
-    with ExitStack() as stack:
-        namespaces = [stack.enter_context(process.namespace(row.name)) for row in rows]
-        stack.enter_context(_prepared(job, process, rows))
-        if (wanted is None or USER in wanted) and _has_left(process, namespaces):
-            raise Failed(At.WITNESS, 0, errno.EAGAIN)
-        return (yield from _start_by_descriptors(job, target, namespaces, fork))
-
-
-def _start_by_descriptors(job: Startable, target: OpenTarget, namespaces: Sequence[Namespace], fork: bool) -> Launch:
-    rows = _without_new_pid(job, tuple(BY_NAME[namespace.nstype] for namespace in namespaces))
-    namespaces = [namespace for namespace in namespaces if BY_NAME[namespace.nstype] in rows]
-    with ExitStack() as stack:
-        steps = order.order(ownership.wanted(namespaces, stack), ownership.caller()) if namespaces else []
-        try:
-            return (yield from _launch(job, rows, steps, fork))
-        except Failed as failed:
-            if failed.at != At.JOIN or failed.errno == 0:
-                raise
-            nstype = BY_FLAG[steps[failed.index].nstypes].name
-            culprit = next(namespace for namespace in namespaces if namespace.nstype == nstype)
-            reason = reasons.of_setns(failed.errno, culprit, with_user=USER in rows)
-            raise _join_error(failed, target, "setns", nstype, reason) from None
-
-
-# --- the launch ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _prepared(job: Startable, process: Target | None, rows: tuple[NsType, ...]) -> Iterator[None]:
-    """``job`` with what it has to know of ``process``: who the program runs as, and the root to be changed to.
-
-    Both are the target's to change once it is in another user namespace: enter this before the last look at that.
+    Once the target is in another user namespace, it can change its ids and its root. So both are read before the last
+    check that it has not left: here, or by the joiner after the joins (``Way.witness``).
     """
-    asked = job.ids
-    root = -1
-    try:
-        if USER in rows or asked.theirs is not None:
-            job.ids = identity.resolve(asked, process, joins_user=USER in rows)
-        if job.attributes.root >= 0:
-            job.root = job.attributes.root
-        elif MNT in rows and process is not None:
-            job.root = root = process.open_root()
-        yield
-    finally:
-        job.ids, job.root = asked, -1
-        if root >= 0:
-            os.close(root)
+    process, wanted, choice = target.process, request.wanted, request.choice
+    taken = likeness.NOTHING if choice is None else likeness.read(choice, process, wanted, stack)
+    selection = select(target, wanted, request.unshare, relaxed.by_descriptors, stack)
+    ids = resolve(request.ids, taken.theirs, process, joins_user=USER in selection.rows)
+    root = taken.root
+    if root < 0 and MNT in selection.rows and process is not None:
+        root = process.open_root()
+        stack.callback(os.close, root)
+    if (
+        process is not None
+        and not selection.by_pidfd
+        and wants_user(wanted)
+        and has_left(process, selection.namespaces)
+    ):
+        raise Failed(At.WITNESS, 0, errno.EAGAIN)
+    return Attempt(way_to(request, relaxed, selection, taken.attributes, root)._replace(ids=ids), selection)
 
 
-def _launch(job: Startable, rows: tuple[NsType, ...], steps: Sequence[Step], fork: bool) -> Launch:
-    """Launch with ``steps`` and what follows from them: a fork, and a working directory below the new root."""
-    job.joins = steps
-    job.at_home = PID in rows or bool(job.unshare & PID.flag)
-    job.fork = fork and (job.at_home or bool(job.unshare & _FOR_CHILDREN))
-    job.check_cwd = MNT in rows or job.root >= 0 or job.attributes.cwd >= 0
-    return (yield from _launch_in_cgroup(job, USER in rows))
+def way_to(request: Request, relaxed: Relaxed, selection: Selection, attributes: Attributes, root: int) -> Way:
+    """Return the way that follows from the namespaces to join; pure. The ids are still to be filled in.
 
-
-def _launch_in_cgroup(job: Startable, joins_user: bool) -> Launch:
-    """Born in its cgroup, a process is spared the move, for which the kernel stops all forks and exits of the system:
-    some 10 ms where nobody has moved for a while. But that is judged by the credentials that it has by then.
+    A process that is born in its cgroup need not be moved there; for a move the kernel stops all forks and exits of the
+    system, some 10 ms where no process has moved for a while.
     """
-    job.born_in = None
-    if job.fork and not joins_user:
-        job.born_in = next((cgroup for cgroup in job.attributes.cgroups if cgroup.is_v2), None)
-    try:
-        return (yield from _launch_at_home(job))
-    except Failed as failed:
-        if job.born_in is None or failed.at != At.CLONE:
-            raise
-    job.born_in = None
-    return (yield from _launch_at_home(job))
-
-
-def _launch_at_home(job: Startable) -> Launch:
-    job.go_home = False
-    try:
-        return (yield from job.launch())
-    except Failed as failed:
-        if failed.at != At.LAUNCH or failed.errno != errno.EXDEV:
-            raise
-    job.go_home = True
-    return (yield from job.launch())
+    at_home = PID in selection.rows or bool(request.unshare & PID.flag)
+    fork = request.fork and (at_home or bool(request.unshare & _FOR_CHILDREN))
+    born_in = None
+    if fork and USER not in selection.rows and not relaxed.moves_to_cgroup:
+        born_in = next((cgroup for cgroup in attributes.cgroups if cgroup.is_v2), None)
+    return Way(
+        joins=selection.joins,
+        fork=fork,
+        root=root,
+        witness=selection.witness,
+        unshare=request.unshare,
+        attributes=attributes._replace(empty_environ=relaxed.empty_environ),
+        born_in=born_in,
+        at_home=at_home,
+        go_home=relaxed.go_home,
+        check_cwd=MNT in selection.rows or root >= 0 or attributes.cwd >= 0,
+    )

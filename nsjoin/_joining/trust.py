@@ -1,8 +1,8 @@
-"""Whether somebody inside may have power over the child of ``call_in``, which is a copy of this process.
+"""Check that no process inside may have power over the child of ``call_in``, which is a copy of this process.
 
-The child is not dumpable, so only CAP_SYS_PTRACE in our user namespace looks into it (ptrace(2)); that takes its memory
-and, by pidfd_getfd(2), the socket on which its result comes, and so code of theirs into this process. Who may have that
-capability and sees the child follows from the PID namespace that the child is born in.
+The child is not dumpable, so only CAP_SYS_PTRACE in the caller's user namespace gives access to it (ptrace(2)): to its
+memory and, by pidfd_getfd(2), to the socket of its result, which this process unpickles. Which processes have that
+capability and see the child follows from the PID namespace that the child is born in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .._kernel import capabilities
 from .._kernel.nstypes import PID, USER
 from .._kernel.thread import own_inodes, own_namespace
-from .._target.namespace import Namespace
+from .._target.namespace import Namespace, namespace_of
 from ..exceptions import JoinError, NamespaceNotFoundError, NamespacePermissionError, error
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ _WAYS_OUT = (
 
 
 def check(target: OpenTarget, wanted: tuple[NsType, ...] | None) -> None:
-    """Raise JoinPermissionError where somebody inside may have power over a child that goes into ``target``.
+    """Raise JoinPermissionError if a process inside may have power over a child that goes into ``target``.
 
     TargetGoneError, NamespaceError.
     """
     with ExitStack() as stack:
-        namespace, words, process = _joined(target, wanted, stack), target.words(), target.process
+        namespace, words, process = _joined(target, wanted, stack), target.describe(), target.process
         if namespace is None:
             namespace, words, process = (
                 _of_children(stack),
@@ -59,18 +59,18 @@ def check(target: OpenTarget, wanted: tuple[NsType, ...] | None) -> None:
 
 
 def _joined(target: OpenTarget, wanted: tuple[NsType, ...] | None, stack: ExitStack) -> Namespace | None:
-    """The PID namespace of the target, where it is joined and not our own."""
+    """Return the PID namespace of the target if it is joined and not this thread's own."""
     if wanted is not None and _PID not in wanted:
         return None
     if target.process is not None:
-        return None if target.process.shares(_PID) else stack.enter_context(target.process.namespace("pid"))
+        return None if target.process.shares(_PID) else stack.enter_context(namespace_of(target.process, _PID))
     own = own_inodes((_PID,))[0]
     others = (member for member in target.namespaces if member.nstype == "pid" and member.id.ino != own)
     return next(others, None)
 
 
 def _of_children(stack: ExitStack) -> Namespace | None:
-    """Where else a child of this thread is born, as in ``enter(pid, "pid")``; None: where we are, or nobody is."""
+    """Return the other PID namespace that this thread's children are born in; None: its own, or a still empty one."""
     try:
         namespace = stack.enter_context(Namespace._owning(own_namespace(_PID, for_children=True), _PID))
     except NamespaceNotFoundError:  # before Linux 6.11, where nothing has been born there yet
@@ -79,16 +79,16 @@ def _of_children(stack: ExitStack) -> Namespace | None:
 
 
 def _belongs_to_a_descendant(namespace: Namespace) -> bool:
-    """Whether its owner is a user namespace within ours: who was born there has no capability in ours."""
+    """Return whether a user namespace below the caller's owns it: its processes have no capability there."""
     try:
         with namespace.owner() as owner:
             return owner.id.ino != own_inodes((_USER,))[0]
-    except NamespacePermissionError:  # an ancestor of ours, whose capabilities count in ours
+    except NamespacePermissionError:  # an ancestor, whose capabilities count in the caller's
         return False
 
 
 def _reason(process: Process) -> str | None:
-    """Why not to go to ``process``; None where neither it nor what it executes has such a capability.
+    """Return why not to go to ``process``; None: neither it nor a program that it executes has such a capability.
 
     It stands for the others in its PID namespace, of which the kernel keeps no list.
     """
@@ -99,14 +99,14 @@ def _reason(process: Process) -> str | None:
             raise process.gone("read /proc") from None
         return f"its capabilities cannot be read ({refused})"
     if not process.shares(_USER):  # after that: it may leave our user namespace, but not come back
-        return _cannot_be_told(process.words())
+        return _cannot_be_told(process.describe())
     sets = dict(re.findall(r"^(Cap\w+):\s*([0-9a-f]+)$", status, re.MULTILINE))
     has = [name for name in _POWERS if any(_holds(sets.get(label), name) for label in _SETS)]
     return f"it has, or can get, {', '.join(f'cap_{name}' for name in has)} in our user namespace" if has else None
 
 
 def _holds(hexadecimal: str | None, name: str) -> bool:
-    """Whether a set has the capability; one that /proc does not show is taken for full."""
+    """Return whether a set has the capability; a set that /proc does not show counts as full."""
     return hexadecimal is None or bool(int(hexadecimal, 16) & capabilities.bits((name,)))
 
 

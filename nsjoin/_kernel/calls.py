@@ -6,34 +6,11 @@ import errno
 import fcntl
 import os
 import resource
+import signal
 from typing import TYPE_CHECKING
 
 from ..exceptions import NamespaceError, error
-from .abi import (
-    _CAP_SETGID,
-    _CAP_SYS_ADMIN,
-    _F_DUPFD_CLOEXEC,
-    _NS_GET_ID,
-    _NS_GET_NSTYPE,
-    _NS_GET_OWNER_UID,
-    _NS_GET_PARENT,
-    _NS_GET_PID_FROM_PIDNS,
-    _NS_GET_PID_IN_PIDNS,
-    _NS_GET_USERNS,
-    _NS_MNT_GET_NEXT,
-    _NS_MNT_GET_PREV,
-    _PIDFD_GET_INFO,
-    _PIDFD_INFO_MASK_PID,
-    _PIDFD_INFO_PID,
-    _PIDFD_INFO_SIZE,
-    _RESOLVE_CACHED,
-    _RESOLVE_IN_ROOT,
-    _RESOLVE_NO_MAGICLINKS,
-    _RESOLVE_NO_SYMLINKS,
-    _RESOLVE_NO_XDEV,
-    _SIOCGSKNS,
-    NO_SUCH_IOCTL,
-)
+from . import abi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,9 +50,19 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
     return check(lib.nsjoin_pidfd_open(pid, flags))
 
 
-def pidfd_send_signal(pidfd: int, signal: int) -> None:
+def pidfd_of(pid: int) -> int:
+    """Return a pidfd of the process ``pid``, or of the thread of that id (Linux 6.9)."""
+    try:
+        return pidfd_open(pid)
+    except OSError as refused:
+        if refused.errno not in (errno.EINVAL, errno.ENOENT):  # a thread: ENOENT since Linux 6.16
+            raise
+    return pidfd_open(pid, abi.PIDFD_THREAD)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
     """pidfd_send_signal(2), Linux 5.1."""
-    check(lib.nsjoin_pidfd_send_signal(pidfd, signal))
+    check(lib.nsjoin_pidfd_send_signal(pidfd, number))
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
@@ -84,99 +71,121 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 
 def socket_namespace(fd: int) -> int:
-    """A descriptor of the net namespace of the socket ``fd`` (SIOCGSKNS, Linux 4.9; CAP_NET_ADMIN there)."""
-    return check(lib.nsjoin_ioctl(fd, _SIOCGSKNS))
+    """Return a descriptor of the net namespace of the socket ``fd`` (SIOCGSKNS, Linux 4.9; CAP_NET_ADMIN there)."""
+    return check(lib.nsjoin_ioctl(fd, abi.SIOCGSKNS))
 
 
 def die_with_parent() -> None:
     """Let SIGKILL end this process when the thread that forked it ends (PR_SET_PDEATHSIG). New ids undo it."""
-    check(lib.nsjoin_prctl(1, 9))
+    check(lib.nsjoin_prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL))
 
 
 def pidfd_pid(pidfd: int) -> int:
-    """The pid of a pidfd's process as this process sees it (PIDFD_GET_INFO, Linux 6.13)."""
-    info = ffi.new("unsigned char[]", _PIDFD_INFO_MASK_PID + bytes(_PIDFD_INFO_SIZE - 8))
-    check(lib.nsjoin_ioctl_out(pidfd, _PIDFD_GET_INFO, info))
-    return int.from_bytes(bytes(ffi.buffer(info, _PIDFD_INFO_SIZE))[_PIDFD_INFO_PID], "little")
+    """Return the pid of a pidfd's process as this process sees it (PIDFD_GET_INFO, Linux 6.13)."""
+    info = ffi.new("unsigned char[]", abi.PIDFD_INFO_MASK_PID + bytes(abi.PIDFD_INFO_SIZE - 8))
+    check(lib.nsjoin_ioctl_out(pidfd, abi.PIDFD_GET_INFO, info))
+    return int.from_bytes(bytes(ffi.buffer(info, abi.PIDFD_INFO_SIZE))[abi.PIDFD_INFO_PID], "little")
 
 
 def pidfd_namespace(pidfd: int, request: int) -> int:
-    """A descriptor of one namespace of the pidfd's process (PIDFD_GET_*_NAMESPACE, Linux 6.11)."""
+    """Return a descriptor of one namespace of the pidfd's process (PIDFD_GET_*_NAMESPACE, Linux 6.11)."""
     return check(lib.nsjoin_ioctl(pidfd, request))
 
 
 def inodes(pidfd: int, requests: Sequence[int]) -> tuple[int, ...]:
-    """Inode numbers of the namespaces of the pidfd's process, or of this thread for -1; 0 where the kernel has none.
+    """Return the inode numbers of the namespaces of the pidfd's process, or of this thread for -1.
 
-    OSError with an errno of ``NO_SUCH_IOCTL`` where the kernel cannot tell by pidfd.
+    0 where the kernel has no such type. PIDFD_GET_*_NAMESPACE, Linux 6.11.
     """
     found = ffi.new("uint64_t[]", len(requests))
     check(lib.nsjoin_inodes(pidfd, len(requests), requests, found))
     return tuple(ffi.unpack(found, len(requests)))
 
 
+def is_shared(pidfd: int, request: int) -> bool | None:
+    """Return whether this thread is in that namespace of the pidfd's process; None where the ioctl fails."""
+    result: int = lib.nsjoin_is_shared(pidfd, request)
+    return None if result < 0 else result == 1
+
+
+def own_namespace(request: int) -> int:
+    """Return a descriptor of a namespace of this thread (PIDFD_GET_*_NAMESPACE, Linux 6.11), or -1."""
+    return max(int(lib.nsjoin_own(request)), -1)
+
+
+def is_dumpable() -> bool:
+    """Return whether this process is dumpable, PR_SET_DUMPABLE(2const); if not, /proc/PID belongs to root."""
+    return int(lib.nsjoin_prctl(abi.PR_GET_DUMPABLE, 0)) == 1
+
+
 def namespace_type(fd: int) -> int:
-    """The CLONE_NEW* flag of a namespace's descriptor (NS_GET_NSTYPE, Linux 4.11); ENOTTY: it is none."""
-    return check(lib.nsjoin_ioctl(fd, _NS_GET_NSTYPE))
+    """Return the CLONE_NEW* flag of a namespace (NS_GET_NSTYPE, Linux 4.11); ENOTTY: ``fd`` is no namespace."""
+    return check(lib.nsjoin_ioctl(fd, abi.NS_GET_NSTYPE))
 
 
 def namespace_owner(fd: int) -> int:
-    """A descriptor of the user namespace that owns the namespace ``fd`` (NS_GET_USERNS, Linux 4.9)."""
-    return check(lib.nsjoin_ioctl(fd, _NS_GET_USERNS))
+    """Return a descriptor of the user namespace that owns the namespace ``fd`` (NS_GET_USERNS, Linux 4.9)."""
+    return check(lib.nsjoin_ioctl(fd, abi.NS_GET_USERNS))
 
 
 def namespace_parent(fd: int) -> int:
-    """A descriptor of the parent of a pid or user namespace (NS_GET_PARENT, Linux 4.9)."""
-    return check(lib.nsjoin_ioctl(fd, _NS_GET_PARENT))
+    """Return a descriptor of the parent of a pid or user namespace (NS_GET_PARENT, Linux 4.9)."""
+    return check(lib.nsjoin_ioctl(fd, abi.NS_GET_PARENT))
 
 
 def namespace_owner_uid(fd: int) -> int:
-    """The uid that made the user namespace ``fd``, as this process sees it (NS_GET_OWNER_UID, Linux 4.11)."""
+    """Return the uid that made the user namespace ``fd``, as this process sees it (NS_GET_OWNER_UID, Linux 4.11)."""
     uid = ffi.new("uint32_t *")
-    check(lib.nsjoin_ioctl_out(fd, _NS_GET_OWNER_UID, uid))
+    check(lib.nsjoin_ioctl_out(fd, abi.NS_GET_OWNER_UID, uid))
     return int(uid[0])
 
 
 def namespace_unique_id(fd: int) -> int | None:
-    """The number that the kernel gives to no other namespace until the next boot (NS_GET_ID, Linux 6.18), or None."""
+    """Return the number that no other namespace gets until the next boot (NS_GET_ID, Linux 6.18), or None."""
     number = ffi.new("uint64_t *")
-    result = lib.nsjoin_ioctl_out(fd, _NS_GET_ID, number)
-    if -result in NO_SUCH_IOCTL:
+    result = lib.nsjoin_ioctl_out(fd, abi.NS_GET_ID, number)
+    if abi.lacks("NS_GET_ID", -result):
         return None
     check(result)
     return int(number[0])
 
 
 def pid_from(fd: int, pid: int) -> int:
-    """What we call the process (or thread) that is ``pid`` in the PID namespace ``fd`` (NS_GET_PID_FROM_PIDNS,
-    Linux 6.11); ESRCH: it has none of that number, or we do not see it."""
-    return check(lib.nsjoin_ioctl_value(fd, _NS_GET_PID_FROM_PIDNS, pid))
+    """Return this process's number of the process (or thread) ``pid`` of the PID namespace ``fd``.
+
+    NS_GET_PID_FROM_PIDNS, Linux 6.11. ESRCH: there is no such process, or this process does not see it.
+    """
+    return check(lib.nsjoin_ioctl_value(fd, abi.NS_GET_PID_FROM_PIDNS, pid))
 
 
 def pid_in(fd: int, pid: int) -> int:
-    """What the PID namespace ``fd`` calls our process ``pid`` (NS_GET_PID_IN_PIDNS, Linux 6.11); ESRCH: it does not
-    see it, or there is none."""
-    return check(lib.nsjoin_ioctl_value(fd, _NS_GET_PID_IN_PIDNS, pid))
+    """Return the number of this process's ``pid`` in the PID namespace ``fd``.
+
+    NS_GET_PID_IN_PIDNS, Linux 6.11. ESRCH: there is no such process, or that namespace does not see it.
+    """
+    return check(lib.nsjoin_ioctl_value(fd, abi.NS_GET_PID_IN_PIDNS, pid))
 
 
 def next_mount_namespace(fd: int, *, previous: bool = False) -> int:
-    """A descriptor of the mount namespace that was made after (or before) ``fd``, of those over whose owner we have
-    CAP_SYS_ADMIN (NS_MNT_GET_NEXT, Linux 6.12); ENOENT: there is none."""
-    return check(lib.nsjoin_ioctl(fd, _NS_MNT_GET_PREV if previous else _NS_MNT_GET_NEXT))
+    """Return a descriptor of the mount namespace that was made next after (or before) ``fd``.
+
+    Only of those over whose owner this thread has CAP_SYS_ADMIN. NS_MNT_GET_NEXT, Linux 6.12; ENOENT: there is none.
+    """
+    return check(lib.nsjoin_ioctl(fd, abi.NS_MNT_GET_PREV if previous else abi.NS_MNT_GET_NEXT))
 
 
 def is_admin() -> bool:
-    """Whether this thread has CAP_SYS_ADMIN in its own user namespace."""
-    return bool(check(lib.nsjoin_has(_CAP_SYS_ADMIN)))
+    """Return whether this thread has CAP_SYS_ADMIN in its own user namespace."""
+    return bool(check(lib.nsjoin_has(abi.CAP_SYS_ADMIN)))
 
 
 def may_set_groups() -> bool:
-    """Whether this thread has CAP_SETGID in its own user namespace."""
-    return bool(check(lib.nsjoin_has(_CAP_SETGID)))
+    """Return whether this thread has CAP_SETGID in its own user namespace."""
+    return bool(check(lib.nsjoin_has(abi.CAP_SETGID)))
 
 
 def look(pidfd: int, requests: Sequence[int]) -> tuple[bool, tuple[int, ...], tuple[int, ...]]:
-    """Whether this thread has CAP_SYS_ADMIN, and the ``inodes`` of its namespaces and of the pidfd's process."""
+    """Return whether this thread has CAP_SYS_ADMIN, and the ``inodes`` of its namespaces and of the pidfd's process."""
     n = len(requests)
     found = ffi.new("uint64_t[]", 2 * n)
     is_admin = bool(check(lib.nsjoin_look(pidfd, n, requests, found)))
@@ -186,17 +195,19 @@ def look(pidfd: int, requests: Sequence[int]) -> tuple[bool, tuple[int, ...], tu
 
 def openat2_in_root(root: int, path: bytes, flags: int) -> int:
     """openat2(2), Linux 5.6: no link leads out of ``root``, nor through /proc."""
-    return check(lib.nsjoin_openat2(root, path, flags, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS))
+    return check(lib.nsjoin_openat2(root, path, flags, abi.RESOLVE_IN_ROOT | abi.RESOLVE_NO_MAGICLINKS))
 
 
 def openat2_on_mount(directory: int, path: bytes, flags: int) -> int:
     """openat2(2), Linux 5.6: on the mount of ``directory`` only, through no link; EXDEV where another one begins."""
-    return check(lib.nsjoin_openat2(directory, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS))
+    return check(lib.nsjoin_openat2(directory, path, flags, abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_SYMLINKS))
 
 
 def write_all(fd: int, data: bytes, what: str) -> None:
-    """Write ``data`` to the beginning of a file. NamespaceError (EFBIG) beyond RLIMIT_FSIZE, which holds for files in
-    memory too; the signal that comes with it, SIGXFSZ, is kept from the caller."""
+    """Write ``data`` to the beginning of a file. NamespaceError (EFBIG) beyond RLIMIT_FSIZE.
+
+    The limit holds for files in memory too. The caller does not get the SIGXFSZ that comes with EFBIG.
+    """
     number = -lib.nsjoin_write(fd, data, len(data), 0)
     if number != errno.EFBIG:
         check(-number)
@@ -208,19 +219,21 @@ def write_all(fd: int, data: bytes, what: str) -> None:
 
 def openat2_cached(root: int, path: bytes, flags: int) -> int:
     """openat2(2), Linux 5.12: as ``openat2_in_root``, and EAGAIN instead of a wait for a file system to answer."""
-    return check(lib.nsjoin_openat2(root, path, flags, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_CACHED))
+    return check(
+        lib.nsjoin_openat2(root, path, flags, abi.RESOLVE_IN_ROOT | abi.RESOLVE_NO_MAGICLINKS | abi.RESOLVE_CACHED)
+    )
 
 
 def device(fd: int) -> int:
-    """``st_dev``, for which the file system is not asked: fstat(2) waits for a FUSE server, for ever if it likes."""
-    found = lib.nsjoin_device(fd)
-    if found < 0:  # a seccomp filter from before Linux 4.11
+    """Return ``st_dev`` without asking the file system: fstat(2) may wait for a FUSE server for ever."""
+    found: int = lib.nsjoin_device(fd)
+    if found < 0 and abi.lacks("statx", -found):
         return os.fstat(fd).st_dev
     return found
 
 
 def mount(source: str, target: str, flags: int, fstype: str | None = None) -> None:
-    """mount(2); without a type of file system: bind mounts, and changes of what is mounted."""
+    """mount(2); without ``fstype`` for bind mounts and changes of a mount."""
     kind = ffi.NULL if fstype is None else fstype.encode()
     check(lib.nsjoin_mount(os.fsencode(source), os.fsencode(target), kind, flags))
 
@@ -231,7 +244,7 @@ def umount(target: str | bytes | os.PathLike[str] | os.PathLike[bytes], flags: i
 
 
 def bind(fd: int, on: int) -> None:
-    """Mount the file ``fd`` on the file ``on``: open_tree(2) and move_mount(2), ENOSYS before Linux 5.2."""
+    """Mount the file ``fd`` on the file ``on``: open_tree(2) and move_mount(2), Linux 5.2."""
     check(lib.nsjoin_bind(fd, on))
 
 
@@ -241,12 +254,12 @@ def memfd_create(name: bytes, flags: int) -> int:
 
 
 def duplicate(fd: int) -> int:
-    """A copy of ``fd``, close-on-exec and above 2: there it cannot stand where a child's stdio goes."""
-    return fcntl.fcntl(fd, _F_DUPFD_CLOEXEC, 3)
+    """Return a copy of ``fd``, close-on-exec and above 2, out of the way of a child's stdio."""
+    return fcntl.fcntl(fd, abi.F_DUPFD_CLOEXEC, 3)
 
 
 def above_stdio(fd: int) -> int:
-    """Return ``fd``, moved above 2 if it is not there."""
+    """Return ``fd``, or a copy above 2 in its place."""
     if fd > 2:
         return fd
     try:

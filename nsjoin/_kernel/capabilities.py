@@ -25,7 +25,7 @@ _BIT = {name: 1 << number for number, name in enumerate(NAMES)}
 
 
 def bits(names: Iterable[Any]) -> int:
-    """``{"net_admin", "CAP_SYS_PTRACE"}`` as bits; TypeError, ValueError for a name that is none."""
+    """Return ``{"net_admin", "CAP_SYS_PTRACE"}`` as bits. TypeError, or ValueError for an unknown name."""
     if isinstance(names, (str, bytes)):
         raise TypeError(f"capabilities is an iterable of names, such as ({names!r},), not a {type(names).__name__}")
     return sum({_bit(name) for name in names})
@@ -42,5 +42,5 @@ def _bit(name: Any) -> int:
 
 
 def name_of(number: int) -> str:
-    """The capability of that number in words."""
+    """Return the name of the capability of that number."""
     return f"cap_{NAMES[number]}" if number < len(NAMES) else f"capability {number}"

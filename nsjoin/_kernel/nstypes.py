@@ -1,4 +1,4 @@
-"""The table of namespace types: what namespaces(7) says of each, as data."""
+"""The table of namespace types: the facts of namespaces(7) as data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class NsType(NamedTuple):
     ``name`` is its entry in /proc/PID/ns, ``flag`` its CLONE_NEW* bit, ``get`` the ioctl that turns a pidfd into a
     descriptor of it, and ``since`` the first Linux release that has it. ``children`` is the entry in /proc/PID/ns of
     the namespace that children are born into where that can be another one, ``get_for_children`` its ioctl.
-    ``refusal`` says why ``enter`` never joins this type, ``alone`` why it does so only in a process without threads.
+    ``refusal`` says why ``enter`` never joins this type, ``alone`` why it does so only in a process without threads,
+    ``executor`` why no worker of a NamespaceExecutor lives in one.
     """
 
     name: str
@@ -30,6 +31,7 @@ class NsType(NamedTuple):
     get_for_children: int | None = None
     refusal: str | None = None
     alone: str | None = None
+    executor: str | None = None
 
 
 #: In the order in which ``enter`` joins them. mnt is last: from then on, paths are the target's.
@@ -40,6 +42,7 @@ NSTYPES = (
         _PIDFD_IOCTL | 9,
         "3.8",
         refusal="a process cannot come back from another user namespace, and the kernel refuses it beside threads",
+        executor="a thread cannot change its user namespace beside others",
     ),
     NsType("cgroup", 0x02000000, _PIDFD_IOCTL | 1, "4.6"),
     NsType("ipc", 0x08000000, _PIDFD_IOCTL | 2, "2.6.19"),
@@ -53,8 +56,17 @@ NSTYPES = (
         "time_for_children",
         _PIDFD_IOCTL | 8,
         alone="the kernel lets only a process without threads join a time namespace",
+        executor="a thread cannot change its time namespace beside others",
     ),
-    NsType("pid", 0x20000000, _PIDFD_IOCTL | 5, "3.8", "pid_for_children", _PIDFD_IOCTL | 6),
+    NsType(
+        "pid",
+        0x20000000,
+        _PIDFD_IOCTL | 5,
+        "3.8",
+        "pid_for_children",
+        _PIDFD_IOCTL | 6,
+        executor="a thread never changes its PID namespace, only processes that it starts are born inside",
+    ),
     NsType("mnt", 0x00020000, _PIDFD_IOCTL | 3, "3.8"),
 )
 
@@ -65,7 +77,7 @@ BY_FLAG = {row.flag: row for row in NSTYPES}
 
 
 def lookup(nstype: str) -> NsType:
-    """Return the row of ``nstype``; TypeError if it is no str, ValueError if there is no such type."""
+    """Return the row of ``nstype``; TypeError if it is not a str, ValueError if it is unknown."""
     if not isinstance(nstype, str):
         raise TypeError(f"a namespace type is a str, not {type(nstype).__name__}")
     try:

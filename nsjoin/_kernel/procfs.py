@@ -1,57 +1,78 @@
-"""Our own /proc, also where /proc is somebody else's.
+"""This process's own /proc, and whether this thread has left the mount namespace that shows it.
 
-Once a thread has entered a foreign mount namespace, a path that begins with /proc leads to what its owner has put
-there. So before that, a descriptor of our own is taken, and what that thread needs is opened below it.
+In a foreign mount namespace a path that begins with /proc leads to a file of the target's choice. So a descriptor of
+/proc is kept before the first join, and a thread that is away opens its files below that.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import threading
-from typing import TYPE_CHECKING
 
 from ..exceptions import NamespaceError, error
 from . import calls
-from .calls import lib
+from .abi import O_PATH
 from .nstypes import MNT
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _thread = threading.local()
-#: Mount namespaces that were entered: threads that were born there are there still.
+#: Mount namespaces that threads have entered: a thread that was born in one is still there.
 _foreign: set[int] = set()
-_process_allows: bool | None = None  # the child of a call, all of which is elsewhere
+_process_allows: bool | None = None  # set in the child of a call, all of which is away
+
+
+def permission() -> bool | None:
+    """Return whether this thread (or process), which is away, may load files there; None: it has not left."""
+    own: bool | None = getattr(_thread, "allowed", None)
+    return _process_allows if own is None else own
 
 
 def is_away() -> bool:
-    """Whether this thread has entered a foreign mount namespace, or was born in one."""
-    if getattr(_thread, "allowed", None) is not None or _process_allows is not None:
-        return True
-    return bool(_foreign) and _own_mount()[1] in _foreign
+    """Return whether this thread has entered a foreign mount namespace, or was born in one."""
+    return permission() is not None or (bool(_foreign) and _own_mount()[1] in _foreign)
 
 
 def must_be_home(step: str, what: str, nstype: str | None = None) -> None:
-    """NamespaceError (EPERM) while this thread is away: ``what`` would happen by a path, and that is its owner's."""
+    """Raise NamespaceError (EPERM) while this thread is away; ``what`` is what a path would lead to there."""
     if is_away():
         reason = f"this thread is in a foreign mount namespace, where {what}; do it before it enters"
         raise error(NamespaceError, errno.EPERM, step, nstype=nstype, reason=reason)
 
 
-def _has_gone_away() -> bool:
-    """The same, but for the child of a call, which is inside as a whole: it means the /proc that is there."""
-    return _process_allows is None and is_away()
+def leave_thread(*, allowed: bool, left: int) -> tuple[bool | None, bool]:
+    """Note that this thread has left the mount namespace ``left`` (0: unknown); ``allowed``: it may load files inside.
+
+    Return what ``return_thread`` takes, and whether the thread has moved: it may have joined its own namespace.
+    """
+    before = getattr(_thread, "allowed", None)
+    inode, identity = _own_mount()
+    if inode and inode == left:
+        return before, False
+    _thread.allowed = allowed
+    if inode and not allowed:  # 0 is unknown: it would stand for every thread
+        _foreign.add(identity)
+    return before, True
+
+
+def return_thread(before: bool | None) -> None:
+    """Note that this thread is back where it was before ``leave_thread`` returned ``before``."""
+    _thread.allowed = before
+
+
+def leave_process(*, allowed: bool) -> None:
+    """Note that this process, which has one thread, has left its mount namespace for good."""
+    global _process_allows
+    _process_allows = allowed
+    vars(_thread).clear()
 
 
 def _own_mount() -> tuple[int, int]:
-    """The inode of this thread's mount namespace and what tells it from all others; 0 where nobody says it.
+    """Return the inode and a unique id of this thread's mount namespace, or (0, 0) if unknown.
 
-    An inode is given out again as soon as its namespace has gone; NS_GET_ID (Linux 6.18) is not.
+    The kernel reuses an inode as soon as its namespace has gone, but never a number of NS_GET_ID (Linux 6.18).
     """
-    fd = lib.nsjoin_own(MNT.get)
-    if fd < 0:  # before Linux 6.11; and the /proc that is here may be anybody's
+    fd = calls.own_namespace(MNT.get)
+    if fd < 0:  # before Linux 6.11; the /proc that is mounted here may be foreign
         inode = kept_inode("thread-self/ns/mnt")
         return inode, inode
     try:
@@ -61,41 +82,30 @@ def _own_mount() -> tuple[int, int]:
         os.close(fd)
 
 
-def settle_process(allow_imports: bool) -> None:
-    """Note that all of this process is away, for good."""
-    global _process_allows
-    _process_allows = allow_imports
-    vars(_thread).clear()
+# --- the /proc that is kept ---------------------------------------------------------------------------------
 
-
-_O_PATH = 0o10000000  # PyPy has no names for these two
-_F_DUPFD_CLOEXEC = 1030
-
-#: The descriptor and what it is known by; -1 and None: there was no /proc to keep, or nobody has gone away yet.
+#: The descriptor and its (st_dev, st_ino); -1 and None: no thread has left yet, or there was no /proc.
 _kept = -1
 _identity: tuple[int, int] | None = None
 
 
-def _is_never_away() -> bool:
-    return False
+def _has_gone_away() -> bool:
+    """As ``is_away``, but False in the child of a call, which uses the /proc that is mounted inside."""
+    return _process_allows is None and is_away()
 
 
-_is_away: Callable[[], bool] = _is_never_away
-
-
-def keep(is_away: Callable[[], bool]) -> None:
-    """Keep the /proc that is here now: this thread is about to leave it. ``is_away`` says whether a thread has."""
-    global _kept, _identity, _is_away
-    _is_away = is_away
-    if is_away() or (_identity is not None and _is_ours()):
+def keep() -> None:
+    """Keep a descriptor of the /proc that is mounted here, before this thread leaves it."""
+    global _kept, _identity
+    if _has_gone_away() or (_identity is not None and _is_ours()):
         return
     try:
-        fd = os.open("/proc", _O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open("/proc", O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         _kept, _identity = -1, None
         return
     try:
-        kept = fcntl.fcntl(fd, _F_DUPFD_CLOEXEC, 3)  # where a child's stdio goes, it would be in the way
+        kept = calls.duplicate(fd)  # above 2, out of the way of a child's stdio
     finally:
         os.close(fd)
     try:
@@ -107,45 +117,45 @@ def keep(is_away: Callable[[], bool]) -> None:
 
 
 def _is_ours() -> bool:
-    # A program that closes all descriptors it does not know, as daemons do, may have given the number away.
+    # a program that closes all descriptors it does not know, as daemons do, may reuse the number
     try:
         status = os.fstat(_kept)
     except OSError as error:
         if error.errno != errno.EBADF:
-            raise  # it is still open: another one beside it would never be closed
+            raise  # it is still open: a second one would leak
         return False
     return (status.st_dev, status.st_ino) == _identity
 
 
 def place(path: str) -> tuple[str, int | None]:
-    """``path`` below our own /proc, as path and ``dir_fd``. OSError (ENOENT) where there is none."""
-    if not _is_away():
+    """Return ``path`` below this process's own /proc, as path and ``dir_fd``. OSError (ENOENT) where there is none."""
+    if not _has_gone_away():
         return f"/proc/{path}", None
     if not _is_ours():
-        raise FileNotFoundError(errno.ENOENT, "our own /proc is not open", f"/proc/{path}")
+        raise FileNotFoundError(errno.ENOENT, "this process's own /proc is not open", f"/proc/{path}")
     return path, _kept
 
 
 def open_file(path: str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor, close-on-exec, of a file of our own /proc."""
+    """Return a descriptor, close-on-exec, of a file of this process's own /proc."""
     name, directory = place(path)
     return os.open(name, flags | os.O_CLOEXEC, dir_fd=directory)
 
 
 def read(path: str) -> str:
-    """The text of a file of our own /proc."""
+    """Return the text of a file of this process's own /proc."""
     with open(open_file(path), encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
 
 
 def read_link(path: str) -> str:
-    """Where a link of our own /proc leads."""
+    """Return where a link of this process's own /proc leads."""
     name, directory = place(path)
     return os.readlink(name, dir_fd=directory)
 
 
 def names(path: str) -> list[str]:
-    """What is in a directory of our own /proc."""
+    """Return the names in a directory of this process's own /proc."""
     fd = open_file(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return os.listdir(fd)
@@ -154,13 +164,13 @@ def names(path: str) -> list[str]:
 
 
 def inode(path: str) -> int:
-    """The inode number of what a link of our own /proc leads to."""
+    """Return the inode number of what a link of this process's own /proc leads to."""
     name, directory = place(path)
     return os.stat(name, dir_fd=directory).st_ino
 
 
 def kept_inode(path: str) -> int:
-    """The same, of the /proc that was kept, wherever this thread is; 0 where none is open."""
+    """As ``inode``, below the kept /proc, wherever this thread is; 0 where none is open."""
     try:
         return os.stat(path, dir_fd=_kept).st_ino if _is_ours() else 0
     except OSError:

@@ -1,7 +1,7 @@
-"""Names of users and groups as the target has them: its /etc/passwd and /etc/group, read as data.
+"""Names of users and groups in the target: its /etc/passwd and /etc/group, read as data.
 
-Never through NSS of the target, which would run its libraries with our rights, and never out of its root: a symbolic
-link of the target's cannot make us read a file of ours.
+Never through the target's NSS, which would run its libraries with the caller's rights, and never outside its root: a
+symbolic link of the target's cannot make the caller read a file of its own.
 """
 
 from __future__ import annotations
@@ -9,28 +9,75 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .._kernel import abi, calls, procfs
+from .._kernel.nstypes import MNT, USER
+from .id_maps import IdRanges
+from .namespace import Namespace
+from .process import Process
+from .target import TARGET, OpenTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from .process import Process
+    from .._kernel.nstypes import NsType
+    from .target import Openable
 
 
-#: More than any real file has; what is behind it is not read.
+#: More than any real file has; the rest is not read.
 _LIMIT = 4 << 20
 _MAX_LINKS = 40  # as the kernel, path_resolution(7)
 
 
-def numbers(process: Process, keywords: Mapping[str, Any], *, joins_user: bool) -> dict[str, Any]:
-    """``user``, ``group`` and ``extra_groups`` of ``keywords``, names replaced by what they are in the target.
+@contextmanager
+def numbered(target: Openable, wanted: tuple[NsType, ...] | None, keywords: dict[str, Any]) -> Iterator[Openable]:
+    """Replace names of users and groups in ``keywords`` by their numbers: the target's where its mnt is joined.
 
-    KeyError if the target has no such name. Unless its user namespace is joined, the numbers are those by which it is
-    known here; ValueError if it is not mapped.
+    Yields what to join. KeyError, ValueError, TypeError, NamespaceError.
     """
+    with whose_names(target, wanted, keywords) as (joined, process):
+        if process is None:
+            check_own_names(keywords)
+        else:
+            keywords.update(numbers(process, wanted, keywords))
+        yield joined
+
+
+@contextmanager
+def whose_names(
+    target: Openable, wanted: tuple[NsType, ...] | None, keywords: Mapping[str, Any]
+) -> Iterator[tuple[Openable, Process | None]]:
+    """Yield what to join, and the process whose files number the names in ``keywords``; None: they are the caller's.
+
+    That process stays pinned meanwhile, so that names and namespaces are of the same one.
+    """
+    groups = keywords.get("extra_groups")
+    names = (keywords.get("user"), keywords.get("group"), *(() if groups is TARGET else groups or ()))
+    # an extra_groups that is a str is an error, which subprocess raises
+    is_named = any(isinstance(name, str) for name in names) and not isinstance(groups, str)
+    if not is_named or not (wanted is None or MNT in wanted):
+        yield target, None
+    elif isinstance(target, (int, Process)):
+        with OpenTarget(target) as opened:
+            assert opened.process is not None
+            yield opened.process, None if opened.process.shares(MNT) else opened.process
+    else:
+        members = target if isinstance(target, tuple) else ()
+        if any(not isinstance(member, Namespace) or member.nstype == "mnt" for member in members):
+            raise ValueError("a user or group can be named only where the target is a process; give its number")
+        yield target, None
+
+
+def numbers(process: Process, wanted: tuple[NsType, ...] | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``user``, ``group`` and ``extra_groups`` of ``keywords`` with names replaced by the target's numbers.
+
+    KeyError if the target has no such name. Unless its user namespace is joined, the numbers are those that the caller
+    sees; ValueError if one is not mapped.
+    """
+    joins_user = wanted is None or USER in wanted
     given = {name: keywords[name] for name in ("user", "group") if keywords.get(name) is not None}
     found = {name: _number(process, name, value, joins_user) for name, value in given.items()}
     if keywords.get("extra_groups") is not None:
@@ -39,8 +86,8 @@ def numbers(process: Process, keywords: Mapping[str, Any], *, joins_user: bool) 
 
 
 def check_own_names(keywords: Mapping[str, Any]) -> None:
-    """KeyError for a name that is not ours, and as subprocess TypeError and ValueError for what is no id: it finds out
-    only when it has made pipes, and before Python 3.11.4 it leaves those open."""
+    """Raise KeyError for an unknown name of the caller's, TypeError and ValueError as subprocess for an impossible id:
+    subprocess checks only when it has made pipes, and before Python 3.11.4 it leaves those open."""
     user, group, others = (keywords.get(name) for name in ("user", "group", "extra_groups"))
     if user is not None:
         _check_own("User", user)
@@ -79,11 +126,10 @@ def _number(process: Process, what: str, name: Any, joins_user: bool) -> Any:
 
 
 def _outside(process: Process, map_name: str, number: int) -> int:
-    for line in process.read_proc(map_name).splitlines():
-        inside, outside, count = map(int, line.split())
-        if inside <= number < inside + count:
-            return outside + number - inside
-    raise ValueError(f"id {number} of the target is not mapped in {map_name} of {process.words()}")
+    outside = IdRanges.of(process, map_name).outside(number)
+    if outside is None:
+        raise ValueError(f"id {number} of the target is not mapped in {map_name} of {process.describe()}")
+    return outside
 
 
 def _lookup(process: Process, path: str, name: str, what: str) -> int:
@@ -94,7 +140,7 @@ def _lookup(process: Process, path: str, name: str, what: str) -> int:
                 return int(fields[2])
     finally:
         os.close(root)
-    raise KeyError(f"{what} not found in /{path} of {process.words()}: {name!r}")
+    raise KeyError(f"{what} not found in /{path} of {process.describe()}: {name!r}")
 
 
 def _entries(root: int, path: str) -> Iterator[list[bytes]]:
@@ -102,7 +148,7 @@ def _entries(root: int, path: str) -> Iterator[list[bytes]]:
         fd = open_in_root(root, path)
     except FileNotFoundError:
         return
-    with open(fd, "rb") as file:  # closed before the first line goes out: nobody may ask for the last one
+    with open(fd, "rb") as file:  # read it all and close: a caller may stop iterating early
         text = file.read(_LIMIT)
     for line in text.splitlines():
         yield line.split(b":")
@@ -117,14 +163,14 @@ def open_in_root(root: int, path: str) -> int:
     try:
         place = calls.openat2_in_root(root, os.fsencode(path), flags)
     except OSError as refused:
-        if refused.errno not in (errno.ENOSYS, errno.EPERM):  # Linux 5.6; a seccomp filter
+        if not abi.lacks("openat2", refused):
             raise
         place = _walk(root, path)
     try:
         status = os.fstat(place)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
-        if status.st_size == 0:  # what files of proc and tracefs say of themselves
+        if status.st_size == 0:  # as files of proc and tracefs report
             raise FileNotFoundError(errno.ENOENT, "an empty file", path)
         return procfs.open_file(f"self/fd/{place}", os.O_RDONLY | os.O_NOCTTY)
     finally:

@@ -1,7 +1,7 @@
 """The cgroups of a process, found and opened: where ``cgroup=`` moves a program to. cgroups(7).
 
-A path in /proc/PID/cgroup is relative to the root of our cgroup namespace, one for each hierarchy (version 1 has
-several); where that hierarchy is mounted, /proc/self/mountinfo tells.
+A path in /proc/PID/cgroup is relative to the root of the caller's cgroup namespace, one for each hierarchy (version 1
+has several); /proc/self/mountinfo has the place where that hierarchy is mounted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .._engine.job import Cgroup
 from .._kernel import abi, calls, procfs
-from ..exceptions import JoinError, error
+from ..exceptions import JoinError, error, refusals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class _Mount(NamedTuple):
 
 
 def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
-    """The cgroups of ``process`` that are not this thread's own, open in ``stack``. JoinError, OSError of /proc."""
+    """Return the cgroups of ``process`` that this thread is not in, open in ``stack``. JoinError, OSError of /proc."""
     own = _paths(procfs.read("thread-self/cgroup"))
     theirs = _paths(process.read_proc("cgroup"))
     other = {controllers: path for controllers, path in theirs.items() if own.get(controllers) != path}
@@ -55,7 +55,7 @@ def of_process(process: Process, stack: ExitStack) -> list[Cgroup]:
         return []
     mounts = _mounts()
     return [
-        _open(*_find(mounts, controllers, path, process.words()), stack)
+        _open(*_find(mounts, controllers, path, process.describe()), stack)
         for controllers, path in other.items()
         if not _is_only_theirs(controllers, mounts)
     ]
@@ -70,7 +70,7 @@ def _is_only_theirs(controllers: frozenset[str], mounts: list[_Mount]) -> bool:
 
 
 def of_path(path: str, stack: ExitStack) -> list[Cgroup]:
-    """The cgroup ``path`` in every hierarchy that has it, open in ``stack``; JoinError (ENOENT) if none has."""
+    """Return the cgroup ``path`` in every hierarchy that has it, open in ``stack``; JoinError (ENOENT) if none has."""
     found: dict[frozenset[str], Cgroup] = {}
     for mount in _mounts():
         below = mount.below(path)
@@ -100,7 +100,7 @@ def _mounts() -> list[_Mount]:
         if kind in ("cgroup", "cgroup2"):
             controllers = frozenset(options.split(",")) if kind == "cgroup" else frozenset()
             major, minor = map(int, device.split(":"))
-            # what comes later lies above what was there
+            # a later mount covers an earlier one
             found[point] = _Mount(os.makedev(major, minor), controllers, root, point)
     return list(found.values())
 
@@ -109,7 +109,7 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 
-def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, words: str) -> tuple[_Mount, str]:
+def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, name: str) -> tuple[_Mount, str]:
     for mount in mounts:
         # the options of a mount of version 1 name its controllers among others: rw, xattr, release_agent=...
         if bool(mount.controllers) == bool(controllers) and controllers <= mount.controllers:
@@ -117,21 +117,19 @@ def _find(mounts: list[_Mount], controllers: frozenset[str], path: str, words: s
             if below is not None:
                 return mount, below
     hierarchy = ",".join(sorted(controllers)) or "cgroup2"
-    raise _error(errno.ENOENT, path, f"the hierarchy {hierarchy} of {words} is not mounted here, or not that part")
+    raise _error(errno.ENOENT, path, f"the hierarchy {hierarchy} of {name} is not mounted here, or not that part")
 
 
 _DIRECTORY = abi.O_PATH | os.O_DIRECTORY
-#: No FIFO, and no terminal, that lies where cgroup.procs is looked for holds us up.
+#: A FIFO or a terminal in the place of cgroup.procs must not block.
 _PROCS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def _open(mount: _Mount, below: str, stack: ExitStack) -> Cgroup:
     """The cgroup that is ``below`` the mount point, open in ``stack``. JoinError, also where it is frozen."""
-    try:
+    with refusals("cgroup", kind=JoinError, target=_place(mount, below), reason=refusal):
         opened = _open_even_if_frozen(mount, below, stack)
         held_up = _frozen(opened)
-    except OSError as refused:
-        raise _error(refused.errno or 0, _place(mount, below), refusal(refused.errno)) from None
     if held_up:
         raise held_up
     return opened
@@ -147,7 +145,7 @@ def _place(mount: _Mount, below: str) -> str:
 
 
 def _open_procs(mount: _Mount, below: str, stack: ExitStack) -> tuple[int, int]:
-    """The directory of a cgroup and its file cgroup.procs. OSError."""
+    """Open the directory of a cgroup and its file cgroup.procs. OSError."""
     point = os.open(mount.point, _DIRECTORY | os.O_CLOEXEC)
     try:
         directory = _open_below(mount, point, below, _DIRECTORY, stack)
@@ -182,7 +180,7 @@ def _open_in(device: int, directory: int, name: str, flags: int) -> int:
     try:
         return calls.openat2_on_mount(directory, os.fsencode(name), flags | os.O_CLOEXEC)
     except OSError as refused:
-        if refused.errno not in (errno.ENOSYS, errno.EPERM):  # before Linux 5.6, or a seccomp filter
+        if not abi.lacks("openat2", refused):
             raise
     # before it is opened too: of a device that alone may do something
     _check(device, os.stat(name, dir_fd=directory, follow_symlinks=False))
@@ -205,7 +203,7 @@ _FROZEN = (
 
 
 def why_it_hangs(cgroups: Sequence[Cgroup]) -> NamespaceError | None:
-    """The error for the first of these that is frozen by now, None if none is."""
+    """Return the error for the first of these that is frozen by now, None if none is."""
     for cgroup in cgroups:
         try:
             frozen = _frozen(cgroup)
@@ -217,7 +215,7 @@ def why_it_hangs(cgroups: Sequence[Cgroup]) -> NamespaceError | None:
 
 
 def of_child(pid: int, stack: ExitStack) -> list[Cgroup]:
-    """The cgroups in which a child of ours may be frozen, as far as we see them."""
+    """Return the cgroups in which a child of this process may be frozen, as far as they are visible."""
     try:
         own, theirs = _paths(procfs.read("thread-self/cgroup")), _paths(procfs.read(f"{pid}/cgroup"))
         other = {controllers: path for controllers, path in theirs.items() if own.get(controllers) != path}
@@ -232,7 +230,7 @@ def of_child(pid: int, stack: ExitStack) -> list[Cgroup]:
 
 
 def _frozen(cgroup: Cgroup) -> NamespaceError | None:
-    """The error if this cgroup is frozen, or about to be. OSError."""
+    """Return the error if this cgroup is frozen, or about to be. OSError."""
     is_frozen = _is_frozen_v2 if cgroup.is_v2 else _is_frozen_v1
     return _error(errno.EBUSY, cgroup.place, _FROZEN) if is_frozen(cgroup.directory) else None
 
@@ -243,7 +241,7 @@ def _is_frozen_v1(directory: int) -> bool:
 
 
 def _is_frozen_v2(directory: int) -> bool:
-    """Linux 5.2. From the order to the event takes as long as the slowest process; who comes meanwhile stops, too."""
+    """Linux 5.2. The event comes when the slowest process has stopped; a process that joins before that stops too."""
     return "frozen 1" in _read_in(directory, "cgroup.events").splitlines() or _is_to_be_frozen(directory)
 
 
@@ -262,7 +260,7 @@ def _is_to_be_frozen(directory: int) -> bool:
 
 
 def _read_in(directory: int, name: str) -> str:
-    """The text of a file of a cgroup; empty if this one has no such file."""
+    """Return the text of a file of a cgroup; empty if this one has no such file."""
     try:
         fd = _open_in(os.fstat(directory).st_dev, directory, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
@@ -285,7 +283,7 @@ _REFUSALS = {
 
 
 def refusal(number: int | None) -> str | None:
-    """The reason for an errno of opening or writing cgroup.procs."""
+    """Return the reason for an errno of opening or writing cgroup.procs."""
     return _REFUSALS.get(number or 0)
 
 

@@ -1,4 +1,4 @@
-"""The ids of a user namespace: what uid_map and gid_map are to say, and how it gets there (user_namespaces(7))."""
+"""uid_map and gid_map of a user namespace: read, translated, written. user_namespaces(7)."""
 
 from __future__ import annotations
 
@@ -23,40 +23,48 @@ if TYPE_CHECKING:
     IdMap: TypeAlias = Union[Literal["root", "current", "auto"], Iterable[tuple[int, int, int]]]
 
 
-class _Map(NamedTuple):
-    """A uid_map or gid_map as we see it: ranges of (inside, outside, count). user_namespaces(7)."""
+class IdRanges(NamedTuple):
+    """A uid_map or gid_map as this process sees it: ranges of (inside, outside, count). user_namespaces(7)."""
 
     name: str
     ranges: list[tuple[int, ...]]
-    process: Process
+    owner: str  # the process, as error messages call it
 
     @classmethod
-    def of(cls, process: Process, name: str) -> _Map:
-        return cls(name, [tuple(map(int, line.split())) for line in process.read_proc(name).splitlines()], process)
+    def of(cls, process: Process, name: str) -> IdRanges:
+        """Read the map of a pinned process. NamespaceError, OSError."""
+        return cls.parse(name, process.read_proc(name), process.describe())
+
+    @classmethod
+    def parse(cls, name: str, text: str, owner: str) -> IdRanges:
+        """Parse the text of /proc/PID/uid_map or gid_map."""
+        return cls(name, [tuple(map(int, line.split())) for line in text.splitlines()], owner)
 
     def inside(self, id_: int) -> int | None:
-        """An id as we see it, like those in /proc/PID/status, as it is called in there; None: it is not mapped."""
+        """Return the id inside for one that this process sees, as in /proc/PID/status; None: it is not mapped."""
         mapped = (inside + id_ - outside for inside, outside, count in self.ranges if outside <= id_ < outside + count)
         return next(mapped, None)
 
-    def has_root(self) -> bool:
-        return any(inside == 0 and count for inside, _, count in self.ranges)
+    def outside(self, id_: int) -> int | None:
+        """Return the id that this process sees for one inside; None: it is not mapped."""
+        mapped = (outside + id_ - inside for inside, outside, count in self.ranges if inside <= id_ < inside + count)
+        return next(mapped, None)
 
     def all_inside(self, ids: Sequence[int], step: str) -> Any:
-        """All of them; JoinError, in the name of the system call ``step``, for one that is not mapped."""
+        """Return all of them inside; JoinError, in the name of the system call ``step``, for one that is not mapped."""
         found = tuple(self.inside(id_) for id_ in ids)
         if None not in found:
             return found
         number = ids[found.index(None)]
-        reason = f"id {number} of {self.process.words()} is not mapped in its {self.name}"
-        raise error(JoinError, errno.EINVAL, step, target=self.process.words(), reason=reason)
+        reason = f"id {number} of {self.owner} is not mapped in its {self.name}"
+        raise error(JoinError, errno.EINVAL, step, target=self.owner, reason=reason)
 
 
 _END_OF_IDS = 1 << 32
 
 
 class Kind(NamedTuple):
-    """Users or groups: where their maps, their subordinate ids and the program that may write more than ours are."""
+    """Users or groups: the map, the caller's own id, the file of subordinate ids, and the program that maps those."""
 
     name: str
     own: Callable[[], int]
@@ -70,7 +78,7 @@ GID = Kind("gid_map", os.getegid, "/etc/subgid", "newgidmap", "CAP_SETGID")
 
 
 def ranges(kind: Kind, given: IdMap | None) -> list[tuple[int, ...]]:
-    """The ranges that ``given`` stands for. TypeError, ValueError; NamespaceError without subordinate ids."""
+    """Return the ranges that ``given`` stands for. TypeError, ValueError; NamespaceError without subordinate ids."""
     if given is None:
         return []
     if isinstance(given, str):
@@ -85,7 +93,7 @@ def ranges(kind: Kind, given: IdMap | None) -> list[tuple[int, ...]]:
 
 
 def _auto(kind: Kind) -> list[tuple[int, ...]]:
-    """Our own id as 0, and all our subordinate ones from 1 on."""
+    """Return the caller's own id as 0, and all its subordinate ones from 1 on."""
     found: list[tuple[int, ...]] = [(0, kind.own(), 1)]
     inside = 1
     for first, count in _subordinate(kind):
@@ -105,7 +113,7 @@ _WORDS: dict[str, Callable[[Kind], list[tuple[int, ...]]]] = {
 
 
 def _subordinate(kind: Kind) -> Iterator[tuple[int, int]]:
-    """Our lines of subuid(5) or subgid(5): both name users, by name or number."""
+    """Yield the caller's lines of subuid(5) or subgid(5): both name users, by name or number."""
     procfs.must_be_home(kind.name, f"{kind.subordinate} is its owner's", "user")
     import pwd  # the name service is asked only here
 
@@ -125,13 +133,13 @@ def _subordinate(kind: Kind) -> Iterator[tuple[int, int]]:
 
 
 def write(process: Process, kind: Kind, wanted: Sequence[tuple[int, ...]]) -> None:
-    """Give the user namespace of ``process`` its map: ourselves where the kernel lets us, else by newuidmap(1)."""
+    """Write a map of the user namespace of ``process``: directly where the kernel allows, else by newuidmap(1)."""
     if not wanted:
         return
     text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in wanted)
     number = _write(process, kind.name, text)
     if number == errno.EPERM and kind is GID and _is_own_only(kind, wanted):
-        # whoever may not set groups out here may not drop one inside either: it may be what denies him a file
+        # a caller that may not set groups may not drop one inside either: that group may deny it a file
         number = _write(process, "setgroups", "deny") or _write(process, kind.name, text)
     elif number == errno.EPERM:
         _run_program(process, kind, wanted)
@@ -155,15 +163,15 @@ def _write(process: Process, name: str, text: str) -> int:
     deadline = time.monotonic() + _EXEC_SECONDS
     while True:
         number = _write_now(process, name, text)
-        # what an undumpable process starts, as the child of a call is, is undumpable until execve is through, and its
-        # files are root's that long: proc(5)
+        # the child of an undumpable process, such as that of a call, is undumpable until execve(2) is through, and its
+        # files belong to root until then: proc(5)
         if number != errno.EACCES or time.monotonic() > deadline:
             return number
         time.sleep(0.001)
 
 
 def _write_now(process: Process, name: str, text: str) -> int:
-    """At once, as the kernel wants it."""
+    """Write it in one write(2), as the kernel requires."""
     try:
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=process.proc())
         try:

@@ -1,6 +1,6 @@
-"""What a program gets of its target besides the namespaces: read from the pinned process before anything is joined.
+"""What a program takes over from its target besides namespaces: environment, ids, cgroup, capabilities ...
 
-Nothing of it is believed to come from the target afterwards: its /proc is not looked at once we are inside.
+Everything is read from the pinned process *before* joining; the target's own /proc is never trusted.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._engine.job import Attributes, Theirs
+from .._engine.job import NO_ATTRIBUTES, Attributes
 from .._kernel import abi, calls, capabilities, procfs
 from .._kernel.nstypes import USER
-from ..exceptions import JoinError, NamespaceError, error
+from ..exceptions import JoinError, error
 from . import cgroups
 from .target import TARGET
 
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from typing import Any
 
-    from .._engine.job import Cgroup
     from .._kernel.nstypes import NsType
     from .process import Process
 
 
-#: The keywords that ``like_target=True`` sets to TARGET where nothing else is said.
-_KEYWORDS = ("cgroup", "capabilities", "no_new_privs", "oom_score_adj", "lsm_label")
 _IDS = ("user", "group", "extra_groups")
 #: TARGET, or a directory of the caller's, which is opened before anything is joined.
 _DIRECTORIES = ("cwd", "root")
@@ -36,8 +33,8 @@ _SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
 class Choice(NamedTuple):
-    """What the caller asks for: of each attribute TARGET, a value, or None. ``ids`` names those that are TARGET, and
-    ``whole`` says that all are that are not chosen."""
+    """What the caller asks for: of each attribute TARGET, a value, or None. ``ids`` names those that are TARGET;
+    ``whole``: so is everything that is not chosen."""
 
     ids: frozenset[str] = frozenset()
     cgroup: Any = None
@@ -51,10 +48,10 @@ class Choice(NamedTuple):
     whole: bool = False
 
     def of_target(self) -> list[str]:
-        """The keywords that need a process to take after."""
+        """Return the keywords that need a process as the target."""
         named = ["env"] if self.env else []
         named += [name for name in _DIRECTORIES if getattr(self, name) is TARGET]
-        return [*named, *sorted(self.ids), *[name for name in _KEYWORDS if getattr(self, name) is TARGET]]
+        return [*named, *sorted(self.ids), *[name for name in _ATTRIBUTES if getattr(self, name) is TARGET]]
 
 
 def choose(keywords: dict[str, Any], *, like_target: bool) -> Choice | None:
@@ -69,10 +66,10 @@ def choose(keywords: dict[str, Any], *, like_target: bool) -> Choice | None:
             ids.add(name)
     default = TARGET if like_target else None
     values: dict[str, Any] = {}
-    for name in _KEYWORDS:
+    for name, row in _ATTRIBUTES.items():
         value = keywords.pop(name, None)
         value = default if value is None else value
-        values[name] = value if value is None or value is TARGET else _CHECKS[name](value)
+        values[name] = value if value is None or value is TARGET else row.check(value)
     root = keywords.pop("root", None)
     if root is not None and not is_directory(root):
         raise TypeError(f"root is a path, the descriptor of a directory or TARGET, not {type(root).__name__}")
@@ -102,7 +99,7 @@ def _check_cgroup(value: Any) -> str:
 
 
 def _check_capabilities(value: Any) -> tuple[int, int, int, int, int]:
-    """These and no others. Inheritable and ambient as well: otherwise execve(2) drops them for all but root."""
+    """Return the five sets: inheritable and ambient too, since execve(2) drops the others for all but root."""
     bits = capabilities.bits(value)
     return bits, bits, bits, bits, bits
 
@@ -129,21 +126,30 @@ def _check_label(value: Any) -> str:
     return value
 
 
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "cgroup": _check_cgroup,
-    "capabilities": _check_capabilities,
-    "no_new_privs": _check_flag,
-    "oom_score_adj": _check_score,
-    "lsm_label": _check_label,
-}
-
 # --- the target's own ---------------------------------------------------------------------------------------
 
 
-def read(
-    choice: Choice, process: Process | None, wanted: tuple[NsType, ...] | None, stack: ExitStack
-) -> tuple[Attributes, Theirs | None]:
-    """What ``choice`` means for ``process``; descriptors are open in ``stack``.
+class Theirs(NamedTuple):
+    """Ids of the target as they are in the caller's user namespace; None: not to be taken over."""
+
+    uids: tuple[int, int, int] | None
+    gids: tuple[int, int, int] | None
+    groups: tuple[int, ...] | None
+
+
+class Taken(NamedTuple):
+    """What was read: attributes, ids, and a directory that becomes the root (-1: none)."""
+
+    attributes: Attributes = NO_ATTRIBUTES
+    theirs: Theirs | None = None
+    root: int = -1
+
+
+NOTHING = Taken()
+
+
+def read(choice: Choice, process: Process | None, wanted: tuple[NsType, ...] | None, stack: ExitStack) -> Taken:
+    """Return what ``choice`` means for ``process``; descriptors are open in ``stack``.
 
     ValueError, NamespaceError; OSError for a directory of the caller's.
     """
@@ -151,19 +157,15 @@ def read(
     if process is None:
         if choice.of_target():
             raise ValueError(f"TARGET for {', '.join(choice.of_target())} needs a target that is a process")
-        return _attributes(choice, None, {}, stack), None
-    try:
+        return Taken(_attributes(choice, None, {}, stack), root=_directory(choice.root, None, "root", stack))
+    with process.refusals("read /proc"):
         status = _status(process)
         if choice.capabilities is TARGET:
             _check_user_namespace(process, wanted)  # when they have been read: it may leave, but not come back
         attributes = _attributes(choice, process, status, stack)
         if choice.env:
             attributes = _with_environment(attributes, process, wanted, stack)
-        return attributes, _ids(choice, status)
-    except NamespaceError:
-        raise
-    except OSError as refused:
-        raise process._refused(refused, None, "read /proc") from None
+        return Taken(attributes, _ids(choice, status), _directory(choice.root, process, "root", stack))
 
 
 def _status(process: Process) -> dict[str, str]:
@@ -175,7 +177,7 @@ def _check_user_namespace(process: Process, wanted: tuple[NsType, ...] | None) -
     """Capabilities count in one user namespace: those that root of a container has there are none that it has here."""
     if wanted is not None and USER not in wanted and not process.shares(USER):
         raise ValueError(
-            f"the capabilities of {process.words()} count in its user namespace, which is not among namespaces="
+            f"the capabilities of {process.describe()} count in its user namespace, which is not among namespaces="
         )
 
 
@@ -194,22 +196,20 @@ def _three(line: str) -> tuple[int, int, int]:
 
 
 def _attributes(choice: Choice, process: Any, status: Mapping[str, str], stack: ExitStack) -> Attributes:
-    return Attributes(
-        cwd=_directory(choice.cwd, process, "cwd", stack),
-        root=_directory(choice.root, process, "root", stack),
-        cgroups=_cgroups(choice.cgroup, process, stack),
-        capabilities=_capability_sets(choice.capabilities, status),
-        no_new_privs=_no_new_privs(choice.no_new_privs, process, status),
-        oom_score_adj=_oom_score_adj(process) if choice.oom_score_adj is TARGET else choice.oom_score_adj,
-        lsm_label=_label(_own_label(process) if choice.lsm_label is TARGET else choice.lsm_label),
-        new_keyring=choice.whole,
-    )
+    found: dict[str, Any] = {}
+    for name, row in _ATTRIBUTES.items():
+        chosen = getattr(choice, name)
+        if chosen is TARGET:
+            found[row.field] = row.read(process, status, stack)
+        elif chosen is not None:
+            found[row.field] = row.given(chosen, stack)
+    return Attributes(cwd=_directory(choice.cwd, process, "cwd", stack), new_keyring=choice.whole, **found)
 
 
 def _with_environment(
     attributes: Attributes, process: Process, wanted: tuple[NsType, ...] | None, stack: ExitStack
 ) -> Attributes:
-    """What another uid of a user namespace of ours has, root of that can read: the joiner, when it has joined."""
+    """Open environ. That of another uid in a user namespace of the caller's is readable to its root: the joiner."""
     try:
         return attributes._replace(environ=_open(process, "environ", os.O_RDONLY, stack))
     except PermissionError:
@@ -220,7 +220,7 @@ def _with_environment(
 
 
 def _ours(chosen: Any, stack: ExitStack) -> Any:
-    """A directory of the caller's by a descriptor of ours: what it is called may mean another one inside."""
+    """Open a directory of the caller's: inside, its path may mean another one."""
     if chosen is None or chosen is TARGET:
         return chosen
     flags = abi.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -242,40 +242,28 @@ def _open(process: Process, name: str, flags: int, stack: ExitStack) -> int:
     return fd
 
 
-def _cgroups(chosen: Any, process: Process, stack: ExitStack) -> list[Cgroup]:
-    if chosen is None:
-        return []
-    return cgroups.of_process(process, stack) if chosen is TARGET else cgroups.of_path(chosen, stack)
-
-
-def _capability_sets(chosen: Any, status: Mapping[str, str]) -> Any:
-    return tuple(int(status[name], 16) for name in _SETS) if chosen is TARGET else chosen
-
-
-def _no_new_privs(chosen: Any, process: Process, status: Mapping[str, str]) -> bool:
-    if chosen is not TARGET:
-        return bool(chosen)
+def _no_new_privs(process: Process, status: Mapping[str, str]) -> bool:
     if "NoNewPrivs" not in status:
-        reason = "whether a process has no_new_privs is told from Linux 4.10 on"
-        raise error(JoinError, errno.ENOSYS, "no_new_privs", target=process.words(), reason=reason)
+        reason = "the kernel reports no_new_privs of a process since Linux 4.10; pass True or False"
+        raise error(JoinError, errno.ENOSYS, "no_new_privs", target=process.describe(), reason=reason)
     return status["NoNewPrivs"] == "1"
 
 
 def _oom_score_adj(process: Process) -> bytes | None:
-    """None if it is this process's own: to write it again may need CAP_SYS_RESOURCE."""
+    """Return None if it is this process's own: writing it again may need CAP_SYS_RESOURCE."""
     theirs = process.read_proc("oom_score_adj").strip()
     return None if procfs.read("self/oom_score_adj").strip() == theirs else theirs.encode()
 
 
 # --- security modules ---------------------------------------------------------------------------------------
 
-#: What reading /proc/PID/attr/current says where no security module gives labels.
+#: Errors of reading /proc/PID/attr/current where no security module has labels.
 _NO_LABELS = frozenset({errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP})
 _APPARMOR = "/sys/module/apparmor/parameters/enabled"
 
 
 def _own_label(process: Process) -> str | None:
-    """The label of ``process``; None where there are none, or where it is this thread's too."""
+    """Return the label of ``process``; None if there are no labels, or if it is this thread's too."""
     try:
         theirs = process.read_proc("attr/current")
         ours = procfs.read("thread-self/attr/current")
@@ -287,7 +275,7 @@ def _own_label(process: Process) -> str | None:
 
 
 def _label(label: str | None) -> bytes | None:
-    """``label`` as /proc/self/attr/exec takes it. AppArmor wants a command, and shows its mode behind the profile."""
+    """Return ``label`` as /proc/self/attr/exec takes it: AppArmor's needs a command, and not the mode that it shows."""
     if label is None:
         return None
     if _has_apparmor():
@@ -303,3 +291,34 @@ def _has_apparmor() -> bool:
             return file.read().strip() == "Y"
     except OSError:  # not compiled in, or no /sys here
         return False
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+class _Row(NamedTuple):
+    """An attribute: its field of ``Attributes``, the check of a value, that value opened, and the target's own."""
+
+    field: str
+    check: Callable[[Any], Any]
+    read: Callable[[Process, Mapping[str, str], ExitStack], Any]
+    given: Callable[[Any, ExitStack], Any] = lambda value, _: value
+
+
+#: By keyword: what TARGET can stand for, and what ``like_target=True`` sets to it where the caller passes nothing.
+_ATTRIBUTES = {
+    "cgroup": _Row(
+        "cgroups", _check_cgroup, lambda process, _, stack: cgroups.of_process(process, stack), cgroups.of_path
+    ),
+    "capabilities": _Row(
+        "capabilities", _check_capabilities, lambda _, status, __: tuple(int(status[name], 16) for name in _SETS)
+    ),
+    "no_new_privs": _Row("no_new_privs", _check_flag, lambda process, status, _: _no_new_privs(process, status)),
+    "oom_score_adj": _Row("oom_score_adj", _check_score, lambda process, *_: _oom_score_adj(process)),
+    "lsm_label": _Row(
+        "lsm_label",
+        _check_label,
+        lambda process, *_: _label(_own_label(process)),
+        lambda label, _: _label(label),
+    ),
+}

@@ -1,16 +1,17 @@
-"""``Namespace``: one open namespace, identified by what it is and not by a path or a pid."""
+"""``Namespace``: one open namespace, identified by the kernel's id and not by a path or a pid."""
 
 from __future__ import annotations
 
 import errno
 import os
 import warnings
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._kernel import calls
-from .._kernel.nstypes import BY_FLAG, lookup
+from .._kernel.nstypes import BY_FLAG, NSTYPES, lookup
 from .._kernel.thread import own_namespace
-from ..exceptions import NamespaceError, NotANamespaceError, error
+from ..exceptions import NotANamespaceError, refusals
 from . import pins
 from .process import Process
 
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class NamespaceId(NamedTuple):
-    """What tells a namespace from all others.
+    """The identity of a namespace.
 
-    ``dev`` and ``ino`` do so only while a descriptor is held (the kernel gives a number out again at once); ``unique``
-    does until the next boot (Linux 6.18, None before). Two ids are equal by ``unique`` where both have it.
+    ``dev`` and ``ino`` identify it only while a descriptor is held (the kernel reuses inode numbers at once);
+    ``unique`` does until the next boot (NS_GET_ID, Linux 6.18; None before). Ids compare by ``unique`` if both have it.
     """
 
     dev: int
@@ -53,7 +54,11 @@ class Namespace:
     """One open namespace; the descriptor keeps it alive, also when its last process has ended.
 
     ``Namespace(pid, nstype)`` is ``Namespace.from_pid(pid, nstype)``. A context manager that closes itself. Two are
-    equal if they are the same namespace; ``nstype`` and ``id`` can be read when closed. ioctl_nsfs(2), namespaces(7).
+    equal if they are the same namespace; ``nstype`` and ``id`` are readable when closed. ioctl_nsfs(2), namespaces(7).
+    ::
+
+        with nsjoin.Namespace.from_path("/run/netns/blue") as blue:
+            nsjoin.run_in(blue, ["ip", "link"])
     """
 
     __slots__ = ("__weakref__", "_fd", "_id", "_row")
@@ -98,24 +103,20 @@ class Namespace:
 
         NamespaceNotFoundError, NamespacePermissionError; NotANamespaceError (a ValueError) for any other file.
         """
-        words = os.fsdecode(path)
-        try:
+        name = os.fsdecode(path)
+        with refusals("open", target=name):
             if not os.path.isfile(path):
                 os.stat(path)
-                raise NotANamespaceError(errno.EINVAL, "open", target=words, reason="not a namespace file")
-            # a FIFO or a device in its place would otherwise hang, or do something
+                raise NotANamespaceError(errno.EINVAL, "open", target=name, reason="not a namespace file")
+            # if a FIFO or a device takes its place, opening that must neither hang nor have an effect
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        except NamespaceError:
-            raise
-        except OSError as refused:
-            raise error(NamespaceError, refused.errno or 0, "open", target=words) from None
-        return cls._of(fd, words)
+        return cls._of(fd, name)
 
     @classmethod
     def from_netns(cls, name: str) -> Self:
         """Open the network namespace that ``ip netns`` and pyroute2 know by ``name``: the file /run/netns/NAME.
 
-        Errors as for ``from_path``; ValueError also for a name with a slash, and for what is no network namespace.
+        Errors as for ``from_path``; ValueError also for a name with a slash, and if it is not a network namespace.
         """
         path = pins.netns_path(name)
         opened = cls.from_path(path)
@@ -129,7 +130,7 @@ class Namespace:
     def from_fd(cls, fd: int) -> Self:
         """Open the namespace of the descriptor ``fd``, which is duplicated and stays the caller's.
 
-        NotANamespaceError (a ValueError) if it is none; an O_PATH descriptor is none.
+        NotANamespaceError (a ValueError) if it is not one; an O_PATH descriptor is not.
         """
         return cls._of(calls.duplicate(fd), f"descriptor {fd}")
 
@@ -142,13 +143,13 @@ class Namespace:
         return cls._owning(own_namespace(row, for_children=for_children), row)
 
     @classmethod
-    def _of(cls, fd: int, words: str) -> Self:
+    def _of(cls, fd: int, name: str) -> Self:
         try:
             row = BY_FLAG[calls.namespace_type(fd)]
         except (OSError, KeyError) as refused:
             os.close(fd)
             reason = "an unknown type of namespace" if isinstance(refused, KeyError) else "not a namespace file"
-            raise NotANamespaceError(errno.EINVAL, "open", target=words, reason=reason) from None
+            raise NotANamespaceError(errno.EINVAL, "open", target=name, reason=reason) from None
         return cls._owning(fd, row)
 
     @property
@@ -158,7 +159,7 @@ class Namespace:
 
     @property
     def id(self) -> NamespaceId:
-        """What it is known by."""
+        """The identity: device, inode number and, since Linux 6.18, a number that is unique until the next boot."""
         return self._id
 
     def fileno(self) -> int:
@@ -173,51 +174,42 @@ class Namespace:
         return self._fd < 0
 
     def owner(self) -> Namespace:
-        """Open the user namespace that owns this one. NamespacePermissionError if it is an ancestor of ours, or a
-        stranger's. NS_GET_USERNS, Linux 4.9."""
+        """Open the user namespace that owns this one. NamespacePermissionError if that is neither the caller's user
+        namespace nor a descendant of it. NS_GET_USERNS, Linux 4.9."""
         return self._related(calls.namespace_owner, "NS_GET_USERNS")
 
     def parent(self) -> Namespace:
-        """Open the parent of this pid or user namespace. ValueError for another type; NamespacePermissionError if it
-        is outside of ours, or this is the first one. NS_GET_PARENT, Linux 4.9."""
+        """Open the parent of this pid or user namespace. ValueError for another type; NamespacePermissionError if the
+        parent is outside the caller's namespace, or this is the first one. NS_GET_PARENT, Linux 4.9."""
         if self.nstype not in ("pid", "user"):
             raise ValueError(f"only pid and user namespaces have parents, not {self.nstype}")
         return self._related(calls.namespace_parent, "NS_GET_PARENT")
 
     def owner_uid(self) -> int:
-        """Return the uid that made the user namespace that this one is, or belongs to. NS_GET_OWNER_UID, Linux 4.11."""
+        """Return the uid that made this user namespace, or the one that owns this. NS_GET_OWNER_UID, Linux 4.11."""
         if self.nstype == "user":
             return calls.namespace_owner_uid(self.fileno())
         with self.owner() as owner:
             return owner.owner_uid()
 
     def _related(self, ask: Callable[[int], int], step: str) -> Namespace:
-        fd = self.fileno()
-        try:
+        fd, name = self.fileno(), describe(self)
+        with refusals(step, nstype=self.nstype, target=name, reason=_OUTSIDE.get):
             related = ask(fd)
-        except OSError as refused:
-            reason = "it is outside of our namespace" if refused.errno == errno.EPERM else None
-            raise error(
-                NamespaceError, refused.errno or 0, step, nstype=self.nstype, target=self.words(), reason=reason
-            ) from None
-        return Namespace._of(related, self.words())
+        return Namespace._of(related, name)
 
     def pin(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         """Keep this namespace by a new file: bind-mount it on ``path``, where ``from_path`` and nsenter(1) find it.
 
-        It lives on without processes and descriptors until ``unpin(path)``. In /run/netns, a network namespace is one
-        of ``ip netns`` and pyroute2 too: that directory is made, and made a shared mount, as ``ip netns add`` does, so
+        It lives on without processes and descriptors until ``unpin(path)``. In /run/netns, ``ip netns`` and pyroute2
+        find a network namespace too: that directory is created, and made a shared mount, as ``ip netns add`` does, so
         that other mount namespaces see it. A PID namespace lives only as long as its init (pid_namespaces(7)).
 
         NamespaceExistsError (a FileExistsError) if there is such a file, NamespaceNotFoundError if there is no such
-        directory, NamespacePermissionError, NamespaceError; ValueError if closed. Where it fails, neither file nor
-        mount is left. Needs CAP_SYS_ADMIN. mount(2), ip-netns(8).
+        directory, NamespacePermissionError, NamespaceError; ValueError if closed. A failure leaves neither file nor
+        mount behind. Needs CAP_SYS_ADMIN. mount(2), ip-netns(8).
         """
         pins.pin(self.fileno(), path, self.nstype)
-
-    def words(self) -> str:
-        """This namespace in an error message."""
-        return f"namespace {self.nstype}:[{self._id.ino}]"
 
     def close(self) -> None:
         """Close the descriptor. Closing twice is no error."""
@@ -246,22 +238,45 @@ class Namespace:
         return f"<{type(self).__name__} {self.nstype}:[{self._id.ino}]{' closed' if self.closed else ''}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"cannot copy or pickle {self!r}: it owns a descriptor (from_fd gives another one)")
+        raise TypeError(f"cannot copy or pickle {self!r}: it owns a descriptor (from_fd makes another Namespace)")
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # it has none where the arguments were wrong, or a signal handler raised
+        if getattr(self, "_fd", -1) >= 0:  # none where the arguments were wrong, or a signal handler raised
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
 
-def unpin(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-    """Take away the namespace file ``path``: unmount it and remove the file, as ``ip netns delete`` does.
+#: Of NS_GET_USERNS and NS_GET_PARENT.
+_OUTSIDE = {errno.EPERM: "it is outside of the caller's namespace"}
 
-    The namespace itself lives on as long as anything else keeps it. For whatever ``Namespace.pin``, ``ip netns``,
+
+def describe(namespace: Namespace) -> str:
+    """Return what error messages call this namespace."""
+    return f"namespace {namespace.nstype}:[{namespace.id.ino}]"
+
+
+def namespace_of(process: Process, row: NsType, *, for_children: bool = False) -> Namespace:
+    """Open a namespace of a pinned process. TargetGoneError, NamespacePermissionError, NamespaceError, ValueError."""
+    return Namespace._owning(process.open_namespace(row, for_children=for_children), row)
+
+
+def namespaces_of(process: Process) -> dict[str, Namespace]:
+    """Open every namespace that a pinned process is in, by type; the caller closes them."""
+    with ExitStack() as stack:
+        rows = [row for row, inode in zip(NSTYPES, process.inodes(NSTYPES)) if inode]
+        opened = {row.name: stack.enter_context(namespace_of(process, row)) for row in rows}
+        stack.pop_all()
+    return opened
+
+
+def unpin(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+    """Unmount the namespace file ``path`` and remove it, as ``ip netns delete`` does.
+
+    The namespace itself lives on as long as anything else keeps it. For files that ``Namespace.pin``, ``ip netns``,
     pyroute2 or ``unshare --net=FILE`` has made.
 
-    NotANamespaceError (a ValueError) if ``path`` is no namespace file: then it is left alone. NamespaceNotFoundError,
-    NamespacePermissionError, NamespaceError (EINVAL: it is none that is mounted, such as /proc/PID/ns/net).
+    NotANamespaceError (a ValueError) if ``path`` is not a namespace file, which is then left alone.
+    NamespaceNotFoundError, NamespacePermissionError, NamespaceError (EINVAL: not a mount, such as /proc/PID/ns/net).
     Needs CAP_SYS_ADMIN. umount(2).
     """
     with Namespace.from_path(path):

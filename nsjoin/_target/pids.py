@@ -1,4 +1,4 @@
-"""A process's numbers: what another PID namespace than ours calls it, and whom it means by a number."""
+"""A process's number in another PID namespace, and the process that has a number there."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .._kernel import abi, calls, procfs
 from ..exceptions import NamespaceError, error
-from .namespace import Namespace
-from .process import check_proc
+from .namespace import Namespace, describe
+from .proc_directory import check_proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
 class _Way(NamedTuple):
-    """One direction: the ioctl; how it is found out without; what it means that there is no answer."""
+    """One direction: the ioctl, the same without it, and the reason where there is no such number."""
 
     ask: Callable[[int, int], int]
     read: Callable[[int, Namespace], int | None]
@@ -24,33 +24,34 @@ class _Way(NamedTuple):
 
 
 def pid_from(pid: int, namespace: Namespace) -> int:
-    """What we call the process (or thread) that is ``pid`` in ``namespace``. TargetGoneError, NamespaceError."""
+    """Return the caller's number of the process (or thread) ``pid`` of ``namespace``. TargetGoneError."""
     reason = "there is no such process in that PID namespace, or it is not visible in ours"
     return _translate(_Way(calls.pid_from, _read_from, reason), pid, namespace)
 
 
 def pid_in(pid: int, namespace: Namespace) -> int:
-    """What ``namespace`` calls the process (or thread) that is ``pid`` to us. TargetGoneError, NamespaceError."""
+    """Return the number in ``namespace`` of the process (or thread) ``pid``. TargetGoneError, NamespaceError."""
     reason = "there is no such process, or it is not visible in that PID namespace"
     return _translate(_Way(calls.pid_in, _read_in, reason), pid, namespace)
 
 
 def _translate(way: _Way, pid: int, namespace: Namespace) -> int:
-    words = f"process {pid}, {namespace.words()}"
+    target = f"process {pid}, {describe(namespace)}"
+    found: int | None = None
     try:
-        found: int | None = way.ask(namespace.fileno(), pid)
-    except OverflowError:
-        found = None
+        found = way.ask(namespace.fileno(), pid)
+    except (OverflowError, ProcessLookupError):
+        pass
     except OSError as refused:
-        if refused.errno not in {*abi.NO_SUCH_IOCTL, errno.ESRCH}:
-            raise error(NamespaceError, refused.errno or 0, "translate", target=words) from None
-        found = None if refused.errno == errno.ESRCH else way.read(pid, namespace)
+        if not abi.lacks("NS_GET_PID_*", refused):
+            raise error(NamespaceError, refused.errno or 0, "translate", target=target) from None
+        found = way.read(pid, namespace)
     if found is None:
-        raise error(NamespaceError, errno.ESRCH, "translate", target=words, reason=way.reason)
+        raise error(NamespaceError, errno.ESRCH, "translate", target=target, reason=way.reason)
     return found
 
 
-# --- before Linux 6.11: NSpid of /proc/PID/status (Linux 4.1), from our PID namespace down to its own -----
+# --- before Linux 6.11: NSpid of /proc/PID/status (Linux 4.1), from the caller's PID namespace down to its own
 
 
 def _read_in(pid: int, namespace: Namespace) -> int | None:
@@ -65,7 +66,7 @@ def _read_in(pid: int, namespace: Namespace) -> int | None:
 def _read_from(pid: int, namespace: Namespace) -> int | None:
     check_proc(f"process {pid}")
     depth = len(_chain(namespace)) - 1
-    if depth == 0:  # our own
+    if depth == 0:  # the caller's own
         return pid if _numbers(pid) else None
     refused: PermissionError | None = None
     for number in _all():
@@ -77,7 +78,7 @@ def _read_from(pid: int, namespace: Namespace) -> int | None:
                     return number
         except ProcessLookupError:
             pass
-        except PermissionError as why:  # perhaps another one is it
+        except PermissionError as why:  # perhaps another process is the one
             refused = why
     if refused is not None:
         raise refused
@@ -85,7 +86,7 @@ def _read_from(pid: int, namespace: Namespace) -> int | None:
 
 
 def _all() -> Iterator[int]:
-    """Everything that has a number: the processes, which most ask for, and then their other threads."""
+    """Yield every number: first those of processes, which most callers ask for, then of their other threads."""
     processes = [name for name in procfs.names(".") if name.isdigit()]
     yield from map(int, processes)
     for process in processes:
@@ -97,12 +98,12 @@ def _all() -> Iterator[int]:
 
 
 def _chain(namespace: Namespace) -> list[int]:
-    """Inode numbers of a PID namespace and its ancestors up to our own, all of which exist as long as it does."""
+    """Return the inode numbers of a PID namespace and its ancestors up to the caller's, which live as long as it."""
     numbers = [namespace.id.ino]
     try:
         with namespace.parent() as parent:
             numbers += _chain(parent)
-    except PermissionError:  # the parent of ours is outside
+    except PermissionError:  # the parent of the caller's is outside
         pass
     return numbers
 

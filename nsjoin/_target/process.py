@@ -1,4 +1,4 @@
-"""One pinned process: what may be asked of it cannot be answered by another one that got its pid later."""
+"""A pinned process: queries never reach a later process that reuses the pid."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ import os
 import re
 import select
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .._kernel import abi, calls, procfs
 from .._kernel.thread import missing_type, own_inodes
-from ..exceptions import NamespaceError, TargetGoneError, error
+from ..exceptions import NamespaceError, TargetGoneError, error, refusals
+from .proc_directory import check_proc, hidden_reason, open_checked_proc, open_proc, proc_state
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
-    from typing import NoReturn
 
     from typing_extensions import Self
 
     from .._kernel.nstypes import NsType
 
 
-#: What pidfd_open(2) answers for a thread: the second since Linux 6.16.
-_IS_A_THREAD = frozenset({errno.EINVAL, errno.ENOENT})
-#: Answers of it that mean "no pidfds here": an old kernel, a seccomp filter, or no PIDFD_THREAD (Linux 6.9).
-_NO_PIDFD = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL})
 _NO_PIDFD_REASON = "needs Linux 5.3, and 6.9 for a thread"
 
 
 class Process:
-    """A process held by a pidfd, or by its open /proc directory where the kernel has none: before Linux 5.3, and 6.9
-    for a thread.
+    """A process or thread held by a pidfd, or by its open /proc directory where the kernel has none: before Linux 5.3,
+    and 6.9 for a thread. The inside of a ``Target``.
     """
 
-    __slots__ = ("__weakref__", "_pid", "_pidfd", "_proc")
+    __slots__ = ("_pid", "_pidfd", "_proc")
 
     def __init__(self, pid: int) -> None:
-        """As ``from_pid``."""
+        """Pin the process, or the thread of that id. TypeError, ValueError; TargetGoneError. pidfd_open(2)."""
         self._own(pid, *_pin(pid))
 
     @classmethod
@@ -50,19 +48,11 @@ class Process:
     def _own(self, pid: int, pidfd: int, proc: int = -1) -> None:
         self._pid = pid
         self._proc = proc
-        self._pidfd = pidfd  # the last: __del__ goes by it
-
-    @classmethod
-    def from_pid(cls, pid: int) -> Self:
-        """Pin the process ``pid``, or the thread of that id.
-
-        ValueError for a number that is no pid, TargetGoneError if there is no such process. pidfd_open(2).
-        """
-        return cls(pid)
+        self._pidfd = pidfd  # last: __del__ looks for it
 
     @classmethod
     def from_pidfd(cls, pidfd: int) -> Self:
-        """Pin the process of ``pidfd``, which is duplicated and stays the caller's. TargetGoneError if it has ended."""
+        """Pin the process of ``pidfd``, which is duplicated. TargetGoneError if it has ended, ValueError if not one."""
         own = calls.duplicate(pidfd)
         try:
             return cls._owning(_pid_of(own), own)
@@ -70,16 +60,22 @@ class Process:
             os.close(own)
             raise
 
+    def duplicate(self) -> Self:
+        """Return another owner of the same process, for a thread that may outlive this one."""
+        self._check_open()
+        if self._pidfd < 0:
+            return self._owning(self._pid, -1, calls.duplicate(self._proc))
+        return self._owning(self._pid, calls.duplicate(self._pidfd))
+
     @property
     def pid(self) -> int:
-        """The process ID, as the process that made this object saw it. Readable when closed."""
+        """The process ID, in the PID namespace of the process that made this object. Readable when closed."""
         return self._pid
 
     def fileno(self) -> int:
         """Return the pidfd. ValueError if closed; NamespaceError (ENOSYS) before Linux 5.3, for a thread 6.9."""
-        self._check_open()
-        if self._pidfd < 0:
-            raise error(NamespaceError, errno.ENOSYS, "pidfd_open", target=self.words(), reason=_NO_PIDFD_REASON)
+        if self.pidfd < 0:
+            raise error(NamespaceError, errno.ENOSYS, "pidfd_open", target=self.describe(), reason=_NO_PIDFD_REASON)
         return self._pidfd
 
     @property
@@ -99,9 +95,9 @@ class Process:
         return self.state() == "alive"
 
     def state(self) -> str:
-        """``"alive"``, ``"zombie"`` (ended, but not waited for by its parent) or ``"gone"``."""
+        """Return ``"alive"``, ``"zombie"`` (ended, but not waited for by its parent) or ``"gone"``."""
         if self._pidfd < 0:
-            return _proc_state(self._proc)
+            return proc_state(self._proc)
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if not poll.poll(0):  # a pidfd is readable once its process has ended, Linux 5.3
@@ -112,23 +108,23 @@ class Process:
         try:
             calls.pidfd_send_signal(self._pidfd, 0)
         except OSError as refused:
-            return refused.errno != errno.ESRCH  # EPERM: it is there, and another user's
+            return refused.errno != errno.ESRCH  # EPERM: it exists, and is another user's
         return True
 
     def proc(self) -> int:
-        """Return a descriptor of this process's /proc directory, which stays ours. TargetGoneError, NamespaceError."""
+        """Return this process's /proc directory, a descriptor that this object owns. NamespaceError."""
         self._check_open()
         if self._proc < 0:
             try:
-                self._proc = self._checked(_open_proc(self._pid))
+                self._proc = self._checked(open_proc(self._pid))
             except TargetGoneError:
                 raise self.gone("open /proc") from None
         return self._proc
 
     def _checked(self, opened: int) -> int:
-        """``opened``, a file of /proc/PID: while the pidfd's process exists nobody else has had its pid."""
+        """Return ``opened``, a file of /proc/PID, if it is this process's: while that exists, its pid is not reused."""
         try:
-            check_proc(self.words())
+            check_proc(self.describe())
             if not self._exists():
                 raise self.gone("open")
         except BaseException:
@@ -142,68 +138,62 @@ class Process:
         request, name = (row.get_for_children, row.children) if for_children else (row.get, row.name)
         if request is None or name is None:
             raise ValueError(f"a {row.name} namespace has no other one for children: only pid and time do")
-        if self._pidfd >= 0:
-            try:
-                return calls.pidfd_namespace(self._pidfd, request)
-            except OSError as refused:
-                if refused.errno not in abi.NO_SUCH_IOCTL:
-                    raise self._refused(refused, row) from None
-        try:
+        with self.refusals("open", row):
+            if self._pidfd >= 0:
+                try:
+                    return calls.pidfd_namespace(self._pidfd, request)
+                except OSError as refused:
+                    if not abi.lacks("PIDFD_GET_*_NAMESPACE", refused):
+                        raise
             return os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc())
-        except NamespaceError:
-            raise
-        except OSError as refused:
-            raise self._refused(refused, row) from None
 
     def inodes(self, rows: tuple[NsType, ...]) -> tuple[int, ...]:
-        """Inode numbers of this process's namespaces, 0 for a type that the kernel lacks."""
+        """Return the inode numbers of this process's namespaces, 0 for a type that the kernel lacks."""
         self._check_open()
         if self._pidfd >= 0:
-            try:
-                return calls.inodes(self._pidfd, [row.get for row in rows])
-            except OSError as refused:
-                if refused.errno not in abi.NO_SUCH_IOCTL:
-                    raise self._refused(refused, None) from None
+            with self.refusals("open"):
+                try:
+                    return calls.inodes(self._pidfd, [row.get for row in rows])
+                except OSError as refused:
+                    if not abi.lacks("PIDFD_GET_*_NAMESPACE", refused):
+                        raise
         return tuple(self._inode(row) for row in rows)
+
+    def _inode(self, row: NsType) -> int:
+        with self.refusals("open", row):
+            try:
+                return os.stat(f"ns/{row.name}", dir_fd=self.proc()).st_ino
+            except NamespaceError:
+                raise
+            except FileNotFoundError:
+                if self.state() != "alive":
+                    raise
+                return 0
 
     def shares(self, row: NsType) -> bool:
         """Whether this process is in the same namespace of that type as this thread, or the kernel has none."""
         self._check_open()
         if self._pidfd >= 0:
-            result = calls.lib.nsjoin_is_shared(self._pidfd, row.get)
-            if result >= 0:
-                return result == 1
+            is_shared = calls.is_shared(self._pidfd, row.get)
+            if is_shared is not None:
+                return is_shared
         return self.inodes((row,)) == own_inodes((row,))
-
-    def _inode(self, row: NsType) -> int:
-        try:
-            return os.stat(f"ns/{row.name}", dir_fd=self.proc()).st_ino
-        except NamespaceError:
-            raise
-        except OSError as refused:
-            if refused.errno == errno.ENOENT and self.state() == "alive":
-                return 0
-            raise self._refused(refused, row) from None
 
     def open_root(self) -> int:
         """Return an O_PATH descriptor of this process's root directory."""
-        try:
+        with self.refusals("open root"):
             if self._pidfd < 0 or self._proc >= 0:
                 return calls.above_stdio(os.open("root", abi.O_PATH | os.O_CLOEXEC, dir_fd=self.proc()))
             return self._checked(calls.above_stdio(procfs.open_file(f"{self._pid}/root", abi.O_PATH)))
-        except NamespaceError:
-            raise
-        except OSError as refused:
-            raise self._refused(refused, None, "open root") from None
 
     def read_proc(self, name: str) -> str:
-        """Return the text of one file of this process's /proc directory."""
+        """Return the text of one file of this process's /proc directory. NamespaceError, OSError."""
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc())
         with open(fd, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
 
-    def words(self) -> str:
-        """This process in an error message."""
+    def describe(self) -> str:
+        """Return what error messages call this process."""
         return f"process {self._pid}"
 
     def close(self) -> None:
@@ -222,76 +212,73 @@ class Process:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._pid}{' closed' if self.closed else ''}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"cannot copy or pickle {self!r}: it owns descriptors (from_pidfd gives another one)")
-
     def __del__(self) -> None:
-        # it has none where the arguments were wrong, or a signal handler has raised
+        # there is no descriptor where the arguments were wrong, or a signal handler has raised
         if hasattr(self, "_pidfd") and not self.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(f"unclosed <Target {self._pid}>", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
     def _check_open(self) -> None:
-        if self._pidfd < 0 and self._proc < 0:
-            raise ValueError(f"this {type(self).__name__} is closed")
+        if self.closed:
+            raise ValueError("this Target is closed")
+
+    # --- why it failed
 
     def gone(self, step: str) -> NamespaceError:
-        """The error for this process having ended; ``step`` is what was under way."""
-        return TargetGoneError(errno.ESRCH, step, target=self.words(), reason=self.gone_reason())
+        """Return the error for this process having ended; ``step`` is what was under way."""
+        return TargetGoneError(errno.ESRCH, step, target=self.describe(), reason=self.gone_reason())
 
     def gone_reason(self) -> str | None:
-        """Why this process has no namespaces any more, None if it has."""
+        """Return why this process has no namespaces any more, None if it has some."""
         state = self.state()
         if state == "zombie":
             return "it is a zombie: it has ended and has no namespaces, only its parent has not waited for it"
         return "the process has ended" if state == "gone" else None
 
-    def _refused(self, refused: OSError, row: NsType | None, step: str = "open") -> NamespaceError:
-        gone = self.gone_reason()
-        number = errno.ESRCH if gone else refused.errno or 0
-        reason = gone or self._reason(refused, row)
-        return error(NamespaceError, number, step, nstype=row.name if row else None, target=self.words(), reason=reason)
+    @contextmanager
+    def refusals(self, step: str, row: NsType | None = None) -> Iterator[None]:
+        """Raise an OSError of the block as NamespaceError, with its reason; TargetGoneError if it has ended."""
+        try:
+            yield
+        except NamespaceError:
+            raise
+        except OSError as refused:
+            gone = self.gone_reason()
+            number = errno.ESRCH if gone else refused.errno or 0
+            reason = gone or self._reason(number, row)
+            nstype = row.name if row else None
+            raise error(NamespaceError, number, step, nstype=nstype, target=self.describe(), reason=reason) from None
 
-    def _reason(self, refused: OSError, row: NsType | None) -> str | None:
-        if refused.errno in (errno.EACCES, errno.EPERM):
+    def _reason(self, number: int, row: NsType | None) -> str | None:
+        if number in (errno.EACCES, errno.EPERM):
             return (
-                "looking into another process needs its uid and gid and no more capabilities than we have, or "
-                "CAP_SYS_PTRACE in its user namespace (ptrace(2), PTRACE_MODE_READ)"
+                "looking into another process needs its uid and gid and no more capabilities than this process has, "
+                "or CAP_SYS_PTRACE in its user namespace (ptrace(2), PTRACE_MODE_READ)"
             )
-        if refused.errno == errno.ENOENT:
-            if row is None:
-                return _hidden_reason(self._pid)
-            return f"{missing_type(row)}; or /proc does not show them"
+        if number == errno.ENOENT:
+            return f"{missing_type(row)}; or /proc does not show them" if row else hidden_reason(self._pid)
         return None
 
 
 def _pin(pid: int) -> tuple[int, int]:
-    """A pidfd of the process ``pid`` and -1, or -1 and its open /proc directory where the kernel gives no pidfd."""
+    """Return a pidfd of the process ``pid`` and -1, or -1 and its open /proc directory if the kernel gives no pidfd."""
     if isinstance(pid, bool) or not isinstance(pid, int):
         raise TypeError(f"a pid is an int, not {type(pid).__name__}")
     if pid <= 0:
         raise ValueError(f"a pid is positive, not {pid}")
-    try:
+    with refusals("pidfd_open", target=f"process {pid}"):
         try:
-            pidfd = calls.pidfd_open(pid)
+            return calls.above_stdio(calls.pidfd_of(pid)), -1
+        except OverflowError:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
         except OSError as refused:
-            if refused.errno not in _IS_A_THREAD:
+            if not abi.lacks("PIDFD_THREAD", refused):  # or pidfd_open(2) itself
                 raise
-            pidfd = calls.pidfd_open(pid, abi.PIDFD_THREAD)
-    except OSError as refused:
-        if refused.errno in _NO_PIDFD:
-            return -1, _open_own_proc(pid)
-        raise error(NamespaceError, refused.errno or 0, "pidfd_open", target=f"process {pid}") from None
-    except OverflowError:
-        raise error(NamespaceError, errno.ESRCH, "pidfd_open", target=f"process {pid}") from None
-    return calls.above_stdio(pidfd), -1
+    return -1, open_checked_proc(pid)
 
 
 def _pid_of(pidfd: int) -> int:
-    """The pid of a pidfd's process; TargetGoneError if it has ended, ValueError if it is no pidfd."""
+    """Return the pid of a pidfd's process; TargetGoneError if it has ended, ValueError if it is no pidfd."""
     try:
         return calls.pidfd_pid(pidfd)
     except OSError as refused:
@@ -301,77 +288,7 @@ def _pid_of(pidfd: int) -> int:
     if found is None:
         raise ValueError("this descriptor is no pidfd")
     pid = int(found[1])
-    if pid <= 0:  # -1: it has ended; 0: it is not in our PID namespace
-        raise TargetGoneError(
-            errno.ESRCH, "pidfd", reason="the process has ended" if pid else "it is not visible in our PID namespace"
-        )
+    if pid <= 0:  # -1: it has ended; 0: it is not in this PID namespace
+        reason = "the process has ended" if pid else "it is not visible in this process's PID namespace"
+        raise TargetGoneError(errno.ESRCH, "pidfd", reason=reason)
     return pid
-
-
-def _open_proc(pid: int) -> int:
-    """Open /proc/PID; the descriptor pins the process: openat through it says ESRCH once it is gone, on any kernel."""
-    try:
-        fd = calls.above_stdio(procfs.open_file(f"{pid}", os.O_RDONLY | os.O_DIRECTORY))
-    except OSError as refused:
-        raise error(
-            NamespaceError,
-            errno.ESRCH if _pid_is_free(pid) else refused.errno or 0,
-            "open /proc",
-            target=f"process {pid}",
-            reason=_hidden_reason(pid),
-        ) from None
-    return fd
-
-
-def _open_own_proc(pid: int) -> int:
-    fd = _open_proc(pid)
-    try:
-        check_proc(f"process {pid}")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def check_proc(words: str | None = None) -> None:
-    """Raise NamespaceError (EXDEV) if /proc has other pids than those this process knows. ``words``: the target."""
-    if procfs.read_link("self") != str(os.getpid()):
-        raise error(
-            NamespaceError,
-            errno.EXDEV,
-            "open /proc",
-            target=words,
-            reason="the /proc that is mounted here belongs to another PID namespace, its pids are others",
-        )
-
-
-def _pid_is_free(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
-
-
-def _hidden_reason(pid: int) -> str | None:
-    if not os.path.exists("/proc/self"):
-        return "/proc is not mounted here"
-    if _pid_is_free(pid):
-        return None
-    return "the process exists, but this /proc hides it (mount option hidepid), or it just ended"
-
-
-def _proc_state(proc: int) -> str:
-    """The state by /proc/PID/stat, for kernels without pidfds."""
-    try:
-        fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    except OSError:
-        return "gone"
-    with open(fd, "rb") as file:
-        try:
-            letter = file.read().rpartition(b")")[2].split()[0]
-        except ProcessLookupError:
-            return "gone"
-    return "zombie" if letter in (b"Z", b"X") else "alive"

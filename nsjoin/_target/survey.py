@@ -1,4 +1,4 @@
-"""One look at every process, thread, descriptor and mount: which namespaces there are, and what keeps each."""
+"""One look at every process, thread, descriptor and mount: the namespaces that exist, and what keeps each."""
 
 from __future__ import annotations
 
@@ -9,86 +9,42 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._kernel import abi, calls, procfs
-from .._kernel.nstypes import BY_FLAG, BY_NAME, MNT, NSTYPES
+from .._kernel.nstypes import BY_NAME, MNT, NSTYPES
 from .._kernel.thread import own_namespace
 from ..exceptions import NamespaceError
-from .namespace import NamespaceId
 from .process import Process
+from .seen import EXHAUSTED, PATH, READ, Known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from .seen import Seen
 
 
-_PATH = abi.O_PATH | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_CLOEXEC
-_DIRECTORY = _READ | os.O_DIRECTORY
+_DIRECTORY = READ | os.O_DIRECTORY
 #: One line of mountinfo, proc(5), that is a namespace: its root (the link's text), the place, its options.
 _NSFS_LINE = re.compile(rb"^\d+ \d+ \S+ ([a-z]+:\[\d+\]) (\S+) .*? - nsfs ", re.MULTILINE)
 _PROC_LINE = re.compile(rb"^\d+ \d+ (\S+) .*? - proc \S+ (\S+)$", re.MULTILINE)
-#: Not a matter of what is looked at
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _HIDING = frozenset({b"hidepid=2", b"hidepid=4", b"hidepid=invisible", b"hidepid=ptraceable"})
 
-#: No openat2(2), before Linux 5.6 or for a seccomp filter, or no RESOLVE_CACHED, before 5.12
-_NO_CACHED_LOOKUP = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 #: EAGAIN is also what comes of a rename anywhere at the same moment
 _TRIES = 5
 
-#: A process, or a thread, that ended while we looked
+#: A process, or a thread, that ended during the look
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
-class Seen:
-    """A namespace while the survey is under way."""
-
-    __slots__ = (
-        "descriptors",
-        "for_children",
-        "id",
-        "nstype",
-        "opened",
-        "owner",
-        "owner_uid",
-        "parent",
-        "paths",
-        "pids",
-        "sockets",
-        "threads",
-    )
-
-    def __init__(self, nstype: str, identity: NamespaceId) -> None:
-        self.nstype = nstype
-        self.id = identity
-        self.opened = False
-        self.owner: Seen | None = None
-        self.parent: Seen | None = None
-        self.owner_uid: int | None = None
-        self.pids: list[int] = []
-        self.threads: list[tuple[int, int]] = []
-        self.for_children: list[int] = []
-        self.paths: list[str] = []
-        self.descriptors: list[tuple[int, int]] = []
-        self.sockets: list[tuple[int, int]] = []
-
-
 class Survey:
-    """One look at everything.
+    """One look at everything; ``run`` fills in ``seen``, by link text, and what could not be seen."""
 
-    A namespace is known by its link's text, such as ``net:[4026531833]``: reading that link is the cheapest that the
-    kernel has to say it, one call that opens nothing. The number in it is given out again at once, so each namespace is
-    opened when it is first met, and held until the end: as long as it is, the same text is the same namespace.
-    """
+    _known: Known
 
     def __init__(self) -> None:
         self.seen: dict[str, Seen] = {}
         self.refused: list[int] = []
         self.refused_sockets = 0
         self.hidden = False
-        self._held: set[int] = set()
         self._proc = -1
-        self._device = -1  # nsfs
-        # half of the descriptors are left to the program; beyond that, a namespace is only asked, not held
-        self._hold_below = os.sysconf("SC_OPEN_MAX") // 2
         have = procfs.names("thread-self/ns")
         rows = [row for row in NSTYPES if row.name in have]
         #: the links to read, and for those of children which link their own namespace is
@@ -111,9 +67,14 @@ class Survey:
 
     def run(self) -> None:
         self._proc = procfs.open_file(".", os.O_RDONLY | os.O_DIRECTORY)
-        self._held.add(self._proc)
         try:
-            self._device = os.stat("thread-self/ns/mnt", dir_fd=self._proc).st_dev
+            self._known = Known(self._proc, self.seen)
+            self._look()
+        finally:
+            os.close(self._proc)
+
+    def _look(self) -> None:
+        try:
             for name in os.listdir(self._proc):  # pids ascending
                 if name.isdigit():
                     self._process(int(name))
@@ -124,84 +85,7 @@ class Survey:
             for text, root, place in self._mounts:
                 self._mount(text, root, place)
         finally:
-            for fd in self._held:
-                os.close(fd)
-
-    # --- one namespace
-
-    def _adopt(self, fd: int, nstype: str) -> Seen:
-        """The namespace of ``fd``, which is held or closed; on first sight its relations are asked, and met too."""
-        try:
-            status = os.fstat(fd)
-            text = f"{nstype}:[{status.st_ino}]"
-            seen = self.seen.get(text) or self._unopened(text)
-            if not seen.opened:
-                seen.opened = True
-                seen.id = NamespaceId(status.st_dev, status.st_ino, calls.namespace_unique_id(fd))
-                self._ask(seen, fd)
-                if fd < self._hold_below:
-                    self._held.add(fd)
-                    fd = -1
-            return seen
-        finally:
-            if fd >= 0:
-                os.close(fd)
-
-    def _ask(self, seen: Seen, fd: int) -> None:
-        owner = _if_told(calls.namespace_owner, fd)
-        seen.owner = None if owner is None else self._adopt(owner, "user")
-        if seen.nstype == "user":
-            seen.parent = seen.owner  # the kernel's answers are the same
-            seen.owner_uid = _if_told(calls.namespace_owner_uid, fd)
-            return
-        seen.owner_uid = seen.owner.owner_uid if seen.owner else None
-        if seen.nstype == "pid":
-            parent = _if_told(calls.namespace_parent, fd)
-            seen.parent = None if parent is None else self._adopt(parent, "pid")
-
-    def _meet(self, text: str, path: str, directory: int) -> Seen | None:
-        """The namespace of that link's text, which ``path`` leads to.
-
-        None if it vanished. Where it has changed since the text was read, the one that is there now.
-        """
-        seen = self.seen.get(text)
-        if seen is not None and seen.opened:
-            return seen
-        return self._open(partial(os.open, path, _PATH, dir_fd=directory))
-
-    def _unopened(self, text: str) -> Seen:
-        """A namespace of which the link's text is all that is known."""
-        nstype, _, number = text[:-1].partition(":[")
-        return self.seen.setdefault(text, Seen(nstype, NamespaceId(self._device, int(number), None)))
-
-    def _open(self, find: Callable[[], int]) -> Seen | None:
-        """``find`` gives an O_PATH descriptor of what lies there."""
-        try:
-            fd = self._open_file(find())
-            if fd is None:
-                return None
-            try:
-                nstype = BY_FLAG[calls.namespace_type(fd)].name
-            except BaseException:
-                os.close(fd)
-                raise
-            return self._adopt(fd, nstype)
-        except KeyError:  # a type that a newer kernel has
-            return None
-        except OSError as refused:
-            if refused.errno in _EXHAUSTED:
-                raise
-            return None
-
-    def _open_file(self, at: int) -> int | None:
-        """Open a file of nsfs. What lies there may be another file by now, and opening a device or a FIFO does
-        something: so there is only an O_PATH descriptor, which is closed."""
-        try:
-            if calls.device(at) != self._device:
-                return None
-            return os.open(f"thread-self/fd/{at}", _READ, dir_fd=self._proc)
-        finally:
-            os.close(at)
+            self._known.close()
 
     # --- processes and threads
 
@@ -239,7 +123,7 @@ class Survey:
         for index, (name, text, of) in enumerate(zip(self._names, texts, self._of)):
             if text and (text == known[index] or (of is not None and text == texts[of])):
                 continue
-            seen = self._meet(text, prefix + name, directory) if text else self._not_begun(who[-1], index, texts)
+            seen = self._known.meet(text, prefix + name, directory) if text else self._not_begun(who[-1], index, texts)
             if seen is None:
                 continue
             if of is not None:
@@ -256,8 +140,8 @@ class Survey:
             return None
         row = BY_NAME[self._names[of][3:]]
         try:
-            with Process.from_pid(number) as process:
-                return self._adopt(process.open_namespace(row, for_children=True), row.name)
+            with Process(number) as process:
+                return self._known.adopt(process.open_namespace(row, for_children=True), row.name)
         except NamespaceError:  # it has ended; or before Linux 6.11
             return None
 
@@ -298,7 +182,7 @@ class Survey:
             try:
                 while at >= 0:
                     done, at = at, _next_mount_namespace(at, previous)
-                    self._adopt(done, "mnt")
+                    self._known.adopt(done, "mnt")
             finally:
                 if at >= 0:
                     os.close(at)
@@ -324,7 +208,7 @@ class Survey:
                 break
 
     def _read(self, path: str) -> bytes:
-        with open(os.open(path, _READ, dir_fd=self._proc), "rb") as file:
+        with open(os.open(path, READ, dir_fd=self._proc), "rb") as file:
             return file.read()
 
     def _nsfs_mounts(self, lines: bytes, root: str) -> None:
@@ -337,15 +221,15 @@ class Survey:
         """Note a bind mount, also one that cannot be opened: it is below another mount, or not ours to reach."""
         if text.partition(":")[0] not in BY_NAME:
             return
-        seen = self._unopened(text)
+        seen = self._known.unopened(text)
         if not seen.opened:
-            self._open(partial(self._find_mount, root, place))
+            self._known.open(partial(self._find_mount, root, place))
         path = f"/proc/{root}{place}" if root else place
         if path not in seen.paths:
             seen.paths.append(path)
 
     def _find_mount(self, root: str, place: str) -> int:
-        directory = os.open(root or "/", _PATH | os.O_DIRECTORY, dir_fd=self._proc if root else None)
+        directory = os.open(root or "/", PATH | os.O_DIRECTORY, dir_fd=self._proc if root else None)
         try:
             return _open_without_asking(directory, place)
         finally:
@@ -386,9 +270,9 @@ class Survey:
         return sockets
 
     def _descriptor(self, number: int, fd: int, text: str, folder: int) -> None:
-        if number == os.getpid() and fd in self._held:
+        if number == os.getpid() and (fd == self._proc or fd in self._known.held):
             return
-        seen = self._meet(text, str(fd), folder)
+        seen = self._known.meet(text, str(fd), folder)
         if seen is not None:
             seen.descriptors.append((number, fd))
 
@@ -403,11 +287,11 @@ class Survey:
 
     def _net_of_socket(self, number: int, fd: int) -> Seen | None:
         try:
-            return self._adopt(open_socket_namespace(number, fd), "net")
+            return self._known.adopt(open_socket_namespace(number, fd), "net")
         except PermissionError:
             self.refused_sockets += 1
         except OSError as refused:  # it has gone; or it is another kind of file by now, or of socket
-            if refused.errno in _EXHAUSTED:
+            if refused.errno in EXHAUSTED:
                 raise
         return None
 
@@ -417,10 +301,10 @@ def _open_without_asking(root: int, place: str) -> int:
     the same, as FUSE does, may never answer: EAGAIN."""
     for _ in range(_TRIES):
         try:
-            return calls.openat2_cached(root, os.fsencode(place), _PATH)
+            return calls.openat2_cached(root, os.fsencode(place), PATH)
         except OSError as refused:
-            if refused.errno in _NO_CACHED_LOOKUP:
-                return os.open(place.lstrip("/"), _PATH, dir_fd=root)
+            if abi.lacks("RESOLVE_CACHED", refused):
+                return os.open(place.lstrip("/"), PATH, dir_fd=root)
             if refused.errno != errno.EAGAIN:
                 raise
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), place)
@@ -431,16 +315,6 @@ def _is_hiding(mountinfo: bytes, device: int) -> bool:
     number = f"{os.major(device)}:{os.minor(device)}".encode()
     options = [line[2].split(b",") for line in _PROC_LINE.finditer(mountinfo) if line[1] == number]
     return any(not _HIDING.isdisjoint(words) for words in options) and not calls.is_admin()
-
-
-def _if_told(ask: Callable[[int], int], fd: int) -> int | None:
-    """The kernel's answer; None where it is outside of our namespace, or asked of an older kernel."""
-    try:
-        return ask(fd)
-    except OSError as refused:
-        if refused.errno != errno.EPERM and refused.errno not in abi.NO_SUCH_IOCTL:
-            raise
-        return None
 
 
 def _is_there(proc: int) -> bool:
@@ -456,13 +330,15 @@ def _is_there(proc: int) -> bool:
 def _next_mount_namespace(fd: int, previous: bool) -> int:
     try:
         return calls.next_mount_namespace(fd, previous=previous)
-    except OSError:  # ENOENT: that was the last one; ENOTTY: this kernel has no such list
+    except OSError as refused:
+        if refused.errno != errno.ENOENT and not abi.lacks("NS_MNT_GET_NEXT", refused):  # ENOENT: it was the last one
+            raise
         return -1
 
 
 def open_socket_namespace(number: int, fd: int) -> int:
     """A descriptor of the net namespace of the socket that is the descriptor ``fd`` of a process (or thread)."""
-    with Process.from_pid(number) as process:
+    with Process(number) as process:
         copy = calls.pidfd_getfd(process.fileno(), fd)
     try:
         return calls.socket_namespace(copy)

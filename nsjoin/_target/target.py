@@ -1,4 +1,4 @@
-"""``Target``: one pinned process and its namespaces; and what callers may name as a target, opened."""
+"""``Target``, ``TARGET`` and ``translate_pid``; and the targets that callers may name: checked, then opened."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Union
 
-from .._kernel.nstypes import NSTYPES, lookup
+from .._kernel.nstypes import PID, lookup
 from . import pids
-from .namespace import Namespace
+from .namespace import Namespace, describe, namespace_of, namespaces_of
 from .process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
-    from typing import Any
+    from typing import Any, NoReturn
 
     from typing_extensions import Protocol, Self, TypeAlias
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     TargetLike: TypeAlias = Union[int, "Target", HasPid, Namespace, _Path, Iterable[Union[Namespace, _Path]]]
 
     class Opener(Protocol):
-        """What takes the place of a target whose namespaces are not all there yet; ``own`` what is to be closed."""
+        """A target whose namespaces are made when it is opened; ``own`` takes what must be closed with it."""
 
         def open(self, own: Callable[[Any], Any]) -> tuple[Namespace, ...]: ...
 
 
 #: A target whose kind has been checked and of which nothing has been opened yet.
-Checked = Union[int, "Target", tuple[Union[Namespace, str, bytes], ...]]
+Checked = Union[int, Process, tuple[Union[Namespace, str, bytes], ...]]
 Openable = Union[Checked, "Opener"]
 
 
@@ -54,62 +54,117 @@ class AsTarget(enum.Enum):
 TARGET = AsTarget.TARGET
 
 
-class Target(Process):
-    """One process, pinned: its pid cannot come to mean another one while this is open.
+class Target:
+    """One process or thread, pinned: its pid cannot come to mean another one while this object is open.
 
-    ``Target(pid)`` is ``Target.from_pid(pid)``. A context manager that closes itself. Race-free: a pidfd (Linux 5.3),
-    by which the kernel gives the namespaces too (Linux 6.11); before that, /proc/PID held open and checked.
-    pidfd_open(2).
+    ``Target(pid)`` is ``Target.from_pid(pid)``. It holds a pidfd (Linux 5.3; 6.9 for a thread), by which the kernel
+    gives the namespaces too (Linux 6.11); before that, /proc/PID held open and checked. A context manager that closes
+    itself. Raises TargetGoneError if there is no such process, TypeError and ValueError for a number that is no pid.
+    pidfd_open(2). ::
+
+        with nsjoin.Target(pid) as target, target.namespace("net") as net:
+            print(target.is_alive(), net.id)
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_process")
+
+    def __init__(self, pid: int) -> None:
+        """As ``from_pid``."""
+        self._process = Process(pid)
+
+    @classmethod
+    def from_pid(cls, pid: int) -> Self:
+        """Pin the process ``pid``, or the thread of that id.
+
+        ValueError for a number that is no pid, TargetGoneError if there is no such process. pidfd_open(2).
+        """
+        return cls(pid)
+
+    @classmethod
+    def from_pidfd(cls, pidfd: int) -> Self:
+        """Pin the process of ``pidfd``, which is duplicated and stays the caller's.
+
+        TargetGoneError if the process has ended, ValueError if ``pidfd`` is not a pidfd, OSError (EBADF).
+        """
+        made = cls.__new__(cls)
+        made._process = Process.from_pidfd(pidfd)
+        return made
+
+    @property
+    def pid(self) -> int:
+        """The process ID, in the PID namespace of the process that made this object. Readable when closed."""
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Return the pidfd. ValueError if closed; NamespaceError (ENOSYS) before Linux 5.3, for a thread 6.9."""
+        return self._process.fileno()
+
+    def is_alive(self) -> bool:
+        """Whether the process is running; a zombie is not. ValueError if closed."""
+        return self._process.is_alive()
 
     def namespace(self, nstype: str, *, for_children: bool = False) -> Namespace:
         """Open the namespace of type ``nstype`` that the process is in, or that its next children will be in.
 
         TargetGoneError, NamespacePermissionError, NamespaceError; ValueError if closed or for an unknown type.
         """
-        row = lookup(nstype)
-        return Namespace._owning(self.open_namespace(row, for_children=for_children), row)
+        return namespace_of(self._process, lookup(nstype), for_children=for_children)
 
     def namespaces(self) -> dict[str, Namespace]:
-        """Open every namespace that the process is in, by type; the caller closes them."""
-        have = self.inodes(NSTYPES)
-        opened: dict[str, Namespace] = {}
-        try:
-            for row, inode in zip(NSTYPES, have):
-                if inode:
-                    opened[row.name] = self.namespace(row.name)
-        except BaseException:
-            for namespace in opened.values():
-                namespace.close()
-            raise
-        return opened
+        """Open every namespace that the process is in, by type; the caller closes them. Errors as of ``namespace``."""
+        return namespaces_of(self._process)
 
     def pid_in(self, namespace: TargetLike | None) -> int:
-        """Return what a PID namespace calls this process: that of a target, as for ``translate_pid``.
+        """Return the number of this process in a PID namespace: that of a target, as for ``translate_pid``.
 
         TargetGoneError if it is not visible there, or has ended and been waited for.
         """
         with _pid_namespace(namespace) as opened:
             number = pids.pid_in(self.pid, opened)
-        if self.state() == "gone":
-            raise self.gone("translate")
+        if self._process.state() == "gone":
+            raise self._process.gone("translate")
         return number
+
+    def close(self) -> None:
+        """Close the descriptors. Closing twice is no error."""
+        self._process.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._process.closed
+
+    def __enter__(self) -> Self:
+        self._process.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.pid}{' closed' if self.closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot copy or pickle {self!r}: it owns descriptors (from_pidfd makes another Target)")
 
 
 def translate_pid(pid: int, from_: TargetLike | None = None, to: TargetLike | None = None) -> int:
-    """Return what the PID namespace ``to`` calls the process (or thread) that is ``pid`` in ``from_``.
+    """Return the number in the PID namespace ``to`` of the process (or thread) that is ``pid`` in ``from_``.
 
-    Both are targets: a pid namespace, or a process that is in it; None is our own. TargetGoneError if there is no such
-    process, or ``to`` does not see it, or we do not. NS_GET_PID_FROM_PIDNS and NS_GET_PID_IN_PIDNS of ioctl_nsfs(2),
-    Linux 6.11; before that through /proc (Linux 4.11), where NamespacePermissionError means that it may not be read.
+    Both are targets: a pid namespace, or a process that is in it; None is the caller's own. TargetGoneError if there is
+    no such process, or if it is not visible in ``to``, or not to the caller. NS_GET_PID_FROM_PIDNS and
+    NS_GET_PID_IN_PIDNS of ioctl_nsfs(2), Linux 6.11; before that through /proc (Linux 4.11): NamespacePermissionError
+    where that may not be read. ::
+
+        nsjoin.translate_pid(1, container_pid)  # the host's pid of the container's init
     """
     _check_pid(pid)
     with _pid_namespace(from_) as source, _pid_namespace(to) as destination:
         ours = pids.pid_from(pid, source)
-        with Target.from_pid(ours) as pinned:
-            # it may have ended before it was pinned: then that number is another one's, or will be
+        with Process(ours) as pinned:
+            # it may have ended before it was pinned: its pid is then free, or another process's
             if pids.pid_from(pid, source) != ours:
                 raise pinned.gone("translate")
             return pids.pid_in(ours, destination)
@@ -117,32 +172,34 @@ def translate_pid(pid: int, from_: TargetLike | None = None, to: TargetLike | No
 
 @contextmanager
 def _pid_namespace(target: TargetLike | None) -> Iterator[Namespace]:
-    """Open the PID namespace of ``target``, or our own; ValueError for namespaces of which none is a pid namespace."""
+    """Open the PID namespace of ``target``, or the caller's own; ValueError if it has none."""
     if target is None:
         with Namespace.current("pid") as own:
             yield own
         return
     with OpenTarget(check_target(target)) as opened:
         if opened.process is not None:
-            with opened.process.namespace("pid") as namespace:
+            with namespace_of(opened.process, PID) as namespace:
                 yield namespace
             return
         found = [namespace for namespace in opened.namespaces if namespace.nstype == "pid"]
         if not found:
-            raise ValueError(f"{opened.words()} is no pid namespace")
+            raise ValueError(f"{opened.describe()} is no pid namespace")
         yield found[0]
 
 
 def check_target(target: Any) -> Checked:
-    """Say what kind of target this is, without a system call; TypeError or ValueError if it is none."""
-    if isinstance(target, (Target, Namespace)):
+    """Return what kind of target this is, without a system call; TypeError or ValueError if it is none."""
+    if isinstance(target, Target):
+        target = target._process
+    if isinstance(target, Process):
         if target.closed:
-            raise ValueError(f"this {type(target).__name__} is closed")
-        return target if isinstance(target, Target) else (target,)
+            raise ValueError("this Target is closed")
+        return target
     if isinstance(target, int):
         return _check_pid(target)
-    if isinstance(target, (str, bytes, os.PathLike)):
-        return (_check_path(target),)
+    if isinstance(target, (Namespace, str, bytes, os.PathLike)):
+        return (_check_member(target),)
     if hasattr(target, "pid"):
         return _check_pid(target.pid)
     try:
@@ -154,7 +211,7 @@ def check_target(target: Any) -> Checked:
         ) from None
     checked = tuple(_check_member(member) for member in members)
     if not checked:
-        raise ValueError("an iterable as a target names at least one namespace")
+        raise ValueError("an iterable as a target must name at least one namespace")
     return checked
 
 
@@ -193,14 +250,14 @@ class OpenTarget:
     __slots__ = ("_owned", "namespaces", "process")
 
     def __init__(self, checked: Openable) -> None:
-        self.process: Target | None = None
+        self.process: Process | None = None
         self.namespaces: tuple[Namespace, ...] = ()
-        self._owned: list[Target | Namespace | OpenTarget] = []
+        self._owned: list[Process | Namespace | OpenTarget] = []
         try:
-            if isinstance(checked, Target):
+            if isinstance(checked, Process):
                 self.process = checked
             elif isinstance(checked, int):
-                self.process = self._own(Target.from_pid(checked))
+                self.process = self._own(Process(checked))
             elif isinstance(checked, tuple):
                 self.namespaces = tuple(
                     member if isinstance(member, Namespace) else self._own(Namespace.from_path(member))
@@ -224,14 +281,14 @@ class OpenTarget:
                 raise ValueError(f"the target names two {namespace.nstype} namespaces")
             seen.add(namespace.nstype)
 
-    def words(self) -> str:
-        """This target in an error message."""
+    def describe(self) -> str:
+        """Return what error messages call this target."""
         if self.process is not None:
-            return self.process.words()
-        return ", ".join(namespace.words() for namespace in self.namespaces)
+            return self.process.describe()
+        return ", ".join(map(describe, self.namespaces))
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close what this object has opened."""
         while self._owned:
             self._owned.pop().close()
 

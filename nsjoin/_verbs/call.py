@@ -1,4 +1,4 @@
-"""``call_in``: a function of this program, run inside by a forked child of it."""
+"""``call_in``: a forked child of this process calls a function inside a target's namespaces."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from .._engine.children import Expired, wait
-from .._engine.forked import Terms, _Call
+from .._engine.forked import Call, Terms
 from .._joining import trust
-from .._joining.start import start
+from .._joining.start import Request, start
 from .._kernel.nstypes import select as select_types
 from .._target.target import OpenTarget, check_target
 
@@ -44,25 +44,25 @@ def call_in(
 
     ``result="data"`` accepts no pickle, which can execute anything here: the result is None, bool, int, float, str,
     bytes, bytearray, a socket or file, or a list, tuple, dict, set or frozenset of these, up to a million objects and
-    100 deep, or CallResultError is raised. So it is for an exception that is not one of Python's own.
+    100 deep. Anything else, and an exception that is not one of Python's own, raises CallResultError.
 
-    Signals that have a handler here have none inside: they do there what they do by default.
+    Signal handlers of this process do not run inside; the default actions apply there.
 
-    ``timeout`` in seconds, for all of it: TimeoutError, and the child is killed. CallResultError: the result cannot be
-    sent. CallExitError: ``func`` called sys.exit or os._exit. CallDiedError: a signal ended the child. All three
-    are CallError. JoinError and the like as for ``spawn_in``.
+    ``timeout`` (seconds) covers the whole call: it raises TimeoutError and kills the child. CallResultError: the result
+    cannot be sent. CallExitError: ``func`` called sys.exit or os._exit. CallDiedError: a signal ended the child. All
+    three are CallError. JoinError and the like as for ``spawn_in``.
 
-    With mnt, a module that is not loaded yet is not loaded inside (ImportError, LookupError for a codec) unless
-    ``allow_imports`` is true: it would be a file of the target's, run with our rights. So would a library, and a
-    program that is started other than by nsjoin: NamespaceError (NamespacePermissionError).
+    With mnt, importing a module that is not loaded yet raises ImportError (LookupError for a codec) unless
+    ``allow_imports`` is true: it would run a file of the target with this process's rights. Loading a library, or
+    starting a program other than by nsjoin, raises NamespaceError (NamespacePermissionError) likewise.
 
-    JoinPermissionError also where root inside could take over the child, and with it this program: pid is joined, that
-    PID namespace does not belong to a user namespace within ours, and the target has or can get CAP_SYS_PTRACE,
-    CAP_SYS_ADMIN or CAP_PERFMON; or what it can get cannot be told, as of a namespace without a process.
-    ``trust_target=True`` goes there all the same.
+    JoinPermissionError also if root inside could take over the child, and with it this process: pid is joined, that
+    PID namespace does not belong to a user namespace within the caller's, and the target has or can get
+    CAP_SYS_PTRACE, CAP_SYS_ADMIN or CAP_PERFMON, or is a namespace without a process, of which that is unknown.
+    ``trust_target=True`` skips this check.
 
-    Beside threads: fork(2) copies their locks as they are, so ``func`` must not need one that another thread may hold;
-    Python 3.12 and later warn of it. fork(2), setns(2), unix(7) (SCM_RIGHTS); Linux 4.11.
+    fork(2) copies the locks of other threads as they are, so ``func`` must not need a lock that another thread may
+    hold; Python 3.12 and later warn about threads. fork(2), setns(2), unix(7) (SCM_RIGHTS); Linux 4.11.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
@@ -78,17 +78,18 @@ def calling(
     namespaces: Iterable[str] | None,
     terms: Terms,
 ) -> Generator[int, None, Any]:
-    """The call as a generator, to be driven by ``wait`` or an event loop; an exception from outside ends the child."""
+    """Make the call as a generator that ``wait`` or an event loop drives; an exception thrown in ends the child."""
     checked = check_target(target)
     rows = None if namespaces is None else select_types(namespaces)
     if terms.result not in _RESULTS:
         raise ValueError(f"result is one of {', '.join(_RESULTS)}, not {terms.result!r}")
-    call = _Call(func, args, terms)
-    with OpenTarget(checked) as opened:  # one for the look and the join: its pid could come to mean another process
+    call = Call(func, args, terms)
+    with OpenTarget(checked) as opened:  # opened once for check and join: the pid may be reused
         if not terms.trust_target:
             trust.check(opened, rows)
         try:
-            yield from start(call, opened.namespaces if opened.process is None else opened.process, rows, True)
+            pinned = opened.namespaces if opened.process is None else opened.process
+            yield from start(call.run, pinned, Request(rows))
             return call.result()
         finally:
             call.close()

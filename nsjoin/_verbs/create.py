@@ -1,7 +1,7 @@
-"""``create``: a new namespace, held by a descriptor, without moving the caller.
+"""``create``: a new namespace, held by a descriptor, without moving the caller; and ``unshare``, which moves it.
 
-A process has to be born in a namespace for it to exist. It is a child that runs the joiner (_Holder below), ends as
-soon as the namespace is open, and stays only where the namespace needs it: as the init of a PID namespace.
+A namespace needs a process that is born in it: a child that runs the joiner (``_engine.holder``). It ends when the
+namespace is open, and stays only as the init of a PID namespace.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, overload
 
-from .._engine.holder import HoldFailed, _Holder, _Wanted
-from .._joining.reasons import _error, refusal
+from .._engine.holder import Holder, HoldFailed, Wanted
+from .._joining.reasons import holder_error, refusal
 from .._kernel import calls
 from .._kernel.nstypes import PID, TIME, USER, lookup, mask, select
 from .._target import id_maps
-from .._target.namespace import Namespace
+from .._target.namespace import Namespace, namespace_of
 from .._target.process import Process
 from .call import call_in
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .._target.id_maps import IdMap
 
 
-#: The arguments that are for one type only, and what they are where they are not given.
+#: The arguments that are for one type only: that type, and the default.
 _OPTIONS: dict[str, tuple[str, Any]] = {
     "uid_map": ("user", "root"),
     "gid_map": ("user", "root"),
@@ -57,47 +57,47 @@ def create(
     keep: bool = False,
 ) -> Namespace: ...
 def create(nstype: str, *, user: Namespace | None = None, **options: Any) -> Namespace:
-    """Make a namespace of type ``nstype`` and open it. No thread of ours moves, and no process stays behind.
+    """Make a namespace of type ``nstype`` and open it. No thread of the caller moves, and no process stays behind.
 
-    It lives as long as the ``Namespace`` is open, somebody is in it, or it is pinned (``Namespace.pin``).
+    It lives as long as the ``Namespace`` is open, a process is in it, or it is pinned (``Namespace.pin``).
 
-    ``"pid"`` is the exception: a PID namespace lives as long as its init. So there is one, about 10 kB large, which
-    reaps what is orphaned inside; the result is a ``PidNamespace``, whose ``close`` ends it and with it everything
-    inside. It ends with this program too, however that ends; with ``keep=True`` it ends only when it is killed. Its
-    root directory is empty, in a mount namespace of its own, and its other namespaces are ours: join the
+    ``"pid"`` is the exception: a PID namespace lives as long as its init. ``create`` starts one of about 10 kB, which
+    reaps orphans inside, and returns a ``PidNamespace``, whose ``close`` ends the init and with it every process
+    inside. The init also ends with this process, however that ends; with ``keep=True`` only when it is killed. Its root
+    directory is empty, in a mount namespace of its own, and its other namespaces are the caller's: join the
     ``PidNamespace``, not its ``pid``.
 
-    ``user``: the user namespace that is to own it, None for our own. Without CAP_SYS_ADMIN, make a ``"user"`` first and
-    the others in it. It is entered in a forked child (see ``call_in``).
+    ``user``: the user namespace that will own it, None for the caller's. Without CAP_SYS_ADMIN, make a ``"user"`` first
+    and the others in it. It is entered in a forked child (see ``call_in``).
 
-    ``uid_map``, ``gid_map`` of a ``"user"``: ranges (first id inside, first id outside, count), or ``"root"``: our own
-    id is 0 inside; ``"current"``: it is the same inside; ``"auto"``: it is 0, and from 1 on come our subordinate ones
-    (subuid(5)); None: nothing is mapped. More than our own id needs CAP_SETUID and CAP_SETGID, or the programs
-    newuidmap and newgidmap. Where our own gid is all that is mapped, and not by CAP_SETGID, setgroups(2) is denied.
+    ``uid_map``, ``gid_map`` of a ``"user"``: ranges (first id inside, first id outside, count), or ``"root"``: the
+    caller's id is 0 inside; ``"current"``: it is the same inside; ``"auto"``: it is 0, and its subordinate ids follow
+    from 1 (subuid(5)); None: nothing is mapped. More than the caller's id needs CAP_SETUID and CAP_SETGID, or the
+    programs newuidmap and newgidmap. setgroups(2) is denied if only the caller's gid is mapped, without CAP_SETGID.
 
-    ``monotonic``, ``boottime`` of a ``"time"``: what its clocks show more than ours, in seconds (time_namespaces(7)).
+    ``monotonic``, ``boottime`` of a ``"time"``: its clocks' offsets to the caller's, in seconds (time_namespaces(7)).
 
-    ``propagation`` of a ``"mnt"``: how its mounts relate to ours (mount_namespaces(7)): ``"private"`` as with
+    ``propagation`` of a ``"mnt"``: how its mounts relate to the caller's (mount_namespaces(7)): ``"private"`` as with
     unshare(1), ``"slave"``, ``"shared"``, or ``"unchanged"``.
 
-    Inside ``enter(..., "mnt")`` what needs a file or a program by its path is refused, as it would be the target's:
-    ``"auto"``, newuidmap and newgidmap, offsets of clocks.
+    Inside ``enter(..., "mnt")``, ``"auto"``, newuidmap, newgidmap and offsets of clocks are refused: their paths would
+    lead to the target's files.
 
-    NamespaceError (NamespacePermissionError) with the reason, TypeError and ValueError for bad arguments; then nothing
-    is left. Needs CAP_SYS_ADMIN, for ``"user"`` nothing; offsets need CAP_SYS_TIME. clone(2), unshare(2); Linux 4.11,
-    for time 5.6.
+    Raises NamespaceError (NamespacePermissionError) with the reason, TypeError and ValueError for bad arguments, and
+    leaves nothing behind then. Needs CAP_SYS_ADMIN, for ``"user"`` nothing; offsets need CAP_SYS_TIME. clone(2),
+    unshare(2); Linux 4.11, for time 5.6.
     """
     row = lookup(nstype)
     wanted = _wanted(row, options)
     owner = _foreign(user)
-    if owner is None or row is PID:  # its init has to be our child
+    if owner is None or row is PID:  # its init must be a child of this process
         return _make(wanted, owner)
     with call_in(owner, _make_file, row, options) as file:
         return Namespace.from_fd(file.fileno())
 
 
 def _foreign(user: Namespace | None) -> Namespace | None:
-    """The user namespace that is to be the owner, None for our own."""
+    """Return the user namespace that will be the owner, None for the caller's."""
     if user is None:
         return None
     if not isinstance(user, Namespace):
@@ -109,16 +109,16 @@ def _foreign(user: Namespace | None) -> Namespace | None:
 
 
 class PidNamespace(Namespace):
-    """A PID namespace that ``create`` has made, with the init that keeps it: a direct child of ours.
+    """A PID namespace that ``create`` has made, with the init that keeps it: a direct child of this process.
 
-    ``close``, or the end of the ``with`` block, kills the init, and with it every process inside, and reaps it; where a
-    child of ours inside has not been waited for, whose zombie keeps the init, that happens when it has been. In the
-    child of a fork it only closes descriptors.
+    ``close``, or the end of the ``with`` block, kills the init, and with it every process inside, and reaps it. While a
+    child of this process is a zombie inside, it keeps the init: the init is reaped once the child has been waited for.
+    In the child of a fork, ``close`` only closes descriptors.
     """
 
     __slots__ = ("_holder",)
 
-    _holder: _Holder
+    _holder: Holder
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("only create('pid') makes a PidNamespace; Namespace(pid, 'pid') opens the one of a process")
@@ -129,7 +129,7 @@ class PidNamespace(Namespace):
         return cls(row)  # which raises
 
     @classmethod
-    def _holding(cls, fd: int, row: NsType, holder: _Holder) -> Self:
+    def _holding(cls, fd: int, row: NsType, holder: Holder) -> Self:
         """Take ownership of ``fd`` and ``holder``."""
         made = cls.__new__(cls)
         made._holder = holder  # first: once there is a descriptor, __del__ closes both
@@ -138,7 +138,7 @@ class PidNamespace(Namespace):
 
     @property
     def pid(self) -> int:
-        """The pid of the init, as we see it. Readable when closed."""
+        """The pid of the init, as the caller sees it. Readable when closed."""
         return self._holder.pid
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class PidNamespace(Namespace):
             self._holder.close()
 
 
-def _wanted(row: NsType, options: dict[str, Any]) -> _Wanted:
+def _wanted(row: NsType, options: dict[str, Any]) -> Wanted:
     for name in options:
         if name not in _OPTIONS:
             raise TypeError(f"create has no argument {name!r}")
@@ -163,7 +163,7 @@ def _wanted(row: NsType, options: dict[str, Any]) -> _Wanted:
         maps = id_maps.ranges(id_maps.UID, given["uid_map"]), id_maps.ranges(id_maps.GID, given["gid_map"])
     propagation = _PROPAGATION[given["propagation"]] if row.name == "mnt" else 0
     offsets = b"".join(_offset(name, given[name]) for name in ("monotonic", "boottime"))
-    return _Wanted(row, maps, offsets, propagation, bool(given["keep"]))
+    return Wanted(row, maps, offsets, propagation, bool(given["keep"]))
 
 
 def _offset(clock: str, seconds: float) -> bytes:
@@ -172,27 +172,26 @@ def _offset(clock: str, seconds: float) -> bytes:
 
 
 def _make_file(row: NsType, options: dict[str, Any]) -> FileIO:
-    """In the child of ``call_in``, where our own ids are others: the new namespace as what comes back with its
-    descriptor."""
+    """Return the new namespace as a file, which ``call_in`` can send; called in its child, whose ids are others."""
     with _make(_wanted(row, options)) as namespace:
         return open(os.dup(namespace.fileno()), "rb", buffering=0)
 
 
-def _make(wanted: _Wanted, user: Namespace | None = None) -> Namespace:
-    holder = _Holder(wanted, user)
+def _make(wanted: Wanted, user: Namespace | None = None) -> Namespace:
+    holder = Holder(wanted, user.fileno() if user else -1)
     is_kept = False
     try:
         try:
             holder.start(wanted)
         except HoldFailed as failed:
-            raise _error(failed.errno, failed.at, wanted.row, user) from None
-        with Process.from_pid(holder.pid) as process:
+            raise holder_error(failed.errno, failed.at, wanted.row, user) from None
+        with Process(holder.pid) as process:
             for kind, ranges in zip((id_maps.UID, id_maps.GID), wanted.maps):
                 id_maps.write(process, kind, ranges)
             # a new time namespace is that of children until an execve enters it (Linux 6.2)
             for_children = wanted.row is TIME
             if wanted.row is not PID:
-                return Namespace._owning(process.open_namespace(wanted.row, for_children=for_children), wanted.row)
+                return namespace_of(process, wanted.row, for_children=for_children)
             made = PidNamespace._holding(process.open_namespace(wanted.row), wanted.row, holder)
             is_kept = True
             return made
@@ -204,13 +203,13 @@ def _make(wanted: _Wanted, user: Namespace | None = None) -> Namespace:
 def unshare(*nstypes: str) -> None:
     """Put this thread into new namespaces of these types, for good: unshare(2), all or none.
 
-    Only this thread and what it starts from now on. ``"pid"`` and ``"time"`` are for processes started from now on,
-    the first of which is the init of the PID namespace. ``"mnt"`` gives the thread a working directory and umask of its
-    own; its mounts still propagate as before (mount_namespaces(7)). ``"user"`` only in a process without threads, and
-    nothing is mapped in it yet. ``create`` makes a namespace without moving anybody.
+    This affects the thread and what it starts later. ``"pid"`` and ``"time"`` affect only processes started later, the
+    first of which is the init of the PID namespace. ``"mnt"`` gives the thread a working directory and umask of its
+    own; its mounts still propagate as before (mount_namespaces(7)). ``"user"`` works only in a process without threads,
+    and maps no ids. ``create`` makes a namespace without moving the thread.
 
-    NamespaceError (NamespacePermissionError) with the reason; TypeError and ValueError for bad arguments. Needs
-    CAP_SYS_ADMIN, but for ``"user"``, which makes that of the others named with it. Linux 3.8; cgroup 4.6, time 5.6.
+    Raises NamespaceError (NamespacePermissionError) with the reason; TypeError and ValueError for bad arguments. Needs
+    CAP_SYS_ADMIN, except for ``"user"``, which gives it for the others named with it. Linux 3.8; cgroup 4.6, time 5.6.
     """
     if not nstypes:
         raise TypeError("name the types of the new namespaces, such as unshare('net')")

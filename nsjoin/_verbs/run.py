@@ -1,4 +1,4 @@
-"""``run_in``: subprocess.run, inside."""
+"""``run_in``: subprocess.run for a program inside a target's namespaces."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .spawn import Popen
 if TYPE_CHECKING:
     from typing import Any
 
-    from typing_extensions import Literal, Unpack
+    from typing_extensions import Unpack
 
     from .._target.target import TargetLike
     from ..exceptions import NamespaceError
-    from .keywords import Command, SpawnKeywords
+    from .keywords import Command, RunByEncoding, RunByErrors, RunByNewlines, RunBytes, RunByText, RunUndecided
 
 
 STATUS_IS_LOST = (
@@ -31,101 +31,21 @@ STATUS_IS_LOST = (
 
 
 @overload
+def run_in(target: TargetLike, args: Command, **keywords: Unpack[RunByText]) -> subprocess.CompletedProcess[str]: ...
+@overload
 def run_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    input: str | None = None,
-    capture_output: bool = False,
-    timeout: float | None = None,
-    check: bool = False,
-    kill_group: bool = False,
-    text: Literal[True],
-    encoding: str | None = None,
-    errors: str | None = None,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
+    target: TargetLike, args: Command, **keywords: Unpack[RunByEncoding]
 ) -> subprocess.CompletedProcess[str]: ...
 @overload
+def run_in(target: TargetLike, args: Command, **keywords: Unpack[RunByErrors]) -> subprocess.CompletedProcess[str]: ...
+@overload
 def run_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    input: str | None = None,
-    capture_output: bool = False,
-    timeout: float | None = None,
-    check: bool = False,
-    kill_group: bool = False,
-    text: bool | None = None,
-    encoding: str,
-    errors: str | None = None,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
+    target: TargetLike, args: Command, **keywords: Unpack[RunByNewlines]
 ) -> subprocess.CompletedProcess[str]: ...
 @overload
-def run_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    input: str | None = None,
-    capture_output: bool = False,
-    timeout: float | None = None,
-    check: bool = False,
-    kill_group: bool = False,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> subprocess.CompletedProcess[str]: ...
+def run_in(target: TargetLike, args: Command, **keywords: Unpack[RunBytes]) -> subprocess.CompletedProcess[bytes]: ...
 @overload
-def run_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    input: str | None = None,
-    capture_output: bool = False,
-    timeout: float | None = None,
-    check: bool = False,
-    kill_group: bool = False,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    universal_newlines: Literal[True],
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> subprocess.CompletedProcess[str]: ...
-@overload
-def run_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    input: bytes | bytearray | memoryview | None = None,
-    capture_output: bool = False,
-    timeout: float | None = None,
-    check: bool = False,
-    kill_group: bool = False,
-    text: Literal[False] | None = None,
-    encoding: None = None,
-    errors: None = None,
-    universal_newlines: Literal[False] | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> subprocess.CompletedProcess[bytes]: ...
-@overload
-def run_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    input: Any = None,
-    capture_output: bool = False,
-    timeout: float | None = None,
-    check: bool = False,
-    kill_group: bool = False,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> subprocess.CompletedProcess[Any]: ...
+def run_in(target: TargetLike, args: Command, **keywords: Unpack[RunUndecided]) -> subprocess.CompletedProcess[Any]: ...
 def run_in(
     target: TargetLike,
     args: Any,
@@ -137,13 +57,20 @@ def run_in(
     kill_group: bool = False,
     **popen_kwargs: Any,
 ) -> subprocess.CompletedProcess[Any]:
-    """subprocess.run inside the namespaces of ``target``; takes what ``spawn_in`` takes.
+    """Run a program in ``target``'s namespaces, wait for it, and return a subprocess.CompletedProcess.
 
-    ``timeout`` (seconds) counts from the call and ends the wait for exec too: something inside may hold the program
-    up before it. When it expires, or another exception ends the wait, the program is killed and reaped; with
-    ``kill_group`` it gets a process group of its own, and all of that is killed. subprocess.TimeoutExpired,
-    subprocess.CalledProcessError (``check=True``), and what ``Popen`` raises; ChildProcessError if the exit status
-    cannot be had, since this process ignores SIGCHLD or has a waitpid(-1) elsewhere; subprocess.run says 0 there.
+    ``target`` is a pid, a ``Target``, a ``Namespace``, the path of a namespace file, or an iterable of the last two.
+    ``input``, ``capture_output``, ``timeout`` and ``check`` are as for subprocess.run, the rest as for ``Popen``::
+
+        nsjoin.run_in(pid, ["hostname"], namespaces=["uts"], capture_output=True, text=True).stdout
+
+    ``timeout`` (seconds) counts from the call and includes the wait for exec, as something inside may delay it. When
+    it expires, or another exception ends the wait, the program is killed and reaped. ``kill_group=True`` gives the
+    program a process group of its own, and kills all of that.
+
+    Raises subprocess.TimeoutExpired, subprocess.CalledProcessError (``check=True``), and what ``Popen`` raises;
+    ChildProcessError if the exit status is lost because this process ignores SIGCHLD or calls waitpid(-1) elsewhere,
+    where subprocess.run reports 0.
     """
     choose_streams(popen_kwargs, input, capture_output)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -173,7 +100,7 @@ def run_in(
 
 
 def choose_streams(keywords: dict[str, Any], given: Any, capture_output: bool) -> None:
-    """Add the pipes that ``input`` and ``capture_output`` mean; ValueError as from subprocess.run."""
+    """Add the pipes that ``input`` and ``capture_output`` need; ValueError as from subprocess.run."""
     if given is not None:
         if keywords.get("stdin") is not None:
             raise ValueError("stdin and input arguments may not both be used.")
@@ -185,9 +112,9 @@ def choose_streams(keywords: dict[str, Any], given: Any, capture_output: bool) -
 
 
 def kill(process: Popen[Any], group: bool) -> NamespaceError | None:
-    """Kill the program, or the whole process group that it leads; the result is what has held it up, if that is known.
+    """Kill the program, or the process group that it leads; return what has held it up, if known.
 
-    In a frozen cgroup of version 1 nothing ends before it is thawed: the program is moved out of it.
+    Nothing ends in a frozen version 1 cgroup before it is thawed, so the program is moved out of it.
     """
     # the leader has not been waited for, so its number is still its group's
     if group and process.returncode is None:

@@ -1,108 +1,103 @@
-"""``Popen`` and ``spawn_in``: subprocess.Popen, inside."""
+"""``Popen`` and ``spawn_in``: subprocess.Popen for a program inside a target's namespaces."""
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 from collections.abc import Mapping
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, AnyStr, overload
 
 from .._engine import guard
-from .._engine.children import _unreaped, end, wait
-from .._engine.launch import child_has_been_reaped
-from .._joining.start import start
-from .._kernel.nstypes import MNT, PID, USER, select
+from .._engine.children import child_has_been_reaped, end, unreaped, wait
+from .._engine.job import Started
+from .._engine.launch import launch
+from .._joining.start import Request, start
+from .._kernel.nstypes import PID, select
 from .._target import likeness
-from .._target.accounts import check_own_names, numbers
-from .._target.namespace import Namespace
+from .._target.accounts import numbered
 from .._target.netns_etc import WithEtc
-from .._target.target import TARGET, OpenTarget, check_target
-from .command import _ARGUMENTS, _OUR_ENDS, _PIPES, _asked, _bind, _command, _job, _new_types
+from .._target.target import TARGET, check_target
+from .command import ARGUMENTS, MADE_NUMBERS, PIPES, asked, bind, command_of, ids_of, new_types, program_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from typing import Any
 
-    from typing_extensions import Literal, Unpack
+    from typing_extensions import Unpack
 
-    from .._engine.job import Job, Launch
-    from .._kernel.nstypes import NsType
+    from .._engine.job import Launch
     from .._target.target import Openable, TargetLike
-    from .keywords import Command, SpawnKeywords
+    from .keywords import ByEncoding, ByErrors, ByNewlines, Bytes, ByText, Command, Undecided
 
-#: What it makes numbers of.
-_MADE_NUMBERS = {"user": "uid", "group": "gid", "extra_groups": "gids"}
+
 _PREEXEC_FN_IS_REFUSED = (
-    "preexec_fn is not supported: between here and the program no Python runs, since it would run inside the target; "
+    "preexec_fn is not supported, as Python code would run inside the target before exec; "
     "use the other arguments, or call_in"
 )
-
 
 # --- the public names ---------------------------------------------------------------------------------------
 
 
 class Popen(subprocess.Popen[AnyStr]):
-    """subprocess.Popen for a program inside the namespaces of ``target``.
+    """A subprocess.Popen whose program runs inside the namespaces of ``target``.
 
-    Takes the arguments of subprocess.Popen, except ``preexec_fn``, and by name:
+    Takes the arguments of subprocess.Popen except ``preexec_fn``, and the following by name::
 
-    ``target``: a pid; an object with one; a ``Target``; a ``Namespace``; the path of a namespace file; or an iterable
-    of the last two. ``namespaces``: the types to join, None for all that differ from this thread's. ``fork=False`` is
-    ``nsenter --no-fork``: the program itself stays outside the PID namespace, only its children are born inside.
+        with nsjoin.Popen(["ip", "addr"], target=pid, namespaces=["net"], stdout=subprocess.PIPE) as process:
+            print(process.stdout.read())
 
-    What is asked for here counts, whatever a patch of subprocess.Popen.__init__ (a tracer's) makes of it.
+    ``target`` is a pid; an object with a ``pid``; a ``Target``; a ``Namespace``; the path of a namespace file; or an
+    iterable of the last two. ``namespaces`` names the types to join; None means all that differ from this thread's.
+    ``fork=False`` is ``nsenter --no-fork``: the program stays outside the PID namespace, and its children are inside.
+    These arguments count even if a patched subprocess.Popen.__init__ (a tracer's) changes them.
 
-    The process is a direct child of ours, ``pid`` is its number as we see it, ``returncode`` its own. With mnt joined,
-    its root is the target's, ``cwd`` and ``args[0]`` are looked up there, and ``cwd=None`` is ``/``. With user joined
-    it runs as uid and gid 0 of that namespace where those are mapped, without supplementary groups where the kernel
-    allows dropping them, unless ``user``, ``group`` or ``extra_groups`` say otherwise; ``preserve_credentials=True``
-    leaves all of them as they are, with the capabilities that execve(2) leaves to such a user there.
+    The program is a direct child of this process: ``pid`` is its number as the caller sees it, ``returncode`` its own
+    status. With mnt joined, its root is the target's, ``cwd`` and ``args[0]`` are looked up there, and ``cwd=None``
+    means ``/``. With user joined, it runs as uid 0 and gid 0 of that namespace where those are mapped, and without
+    supplementary groups where the kernel allows dropping them, unless ``user``, ``group`` or ``extra_groups`` is given.
+    ``preserve_credentials=True`` keeps the ids, the groups, and the capabilities that execve(2) leaves to such a user.
 
-    ``netns_etc=True`` is what ``ip netns exec`` does besides: in a mount namespace that is a copy of ours, /sys shows
-    the devices of the network namespace, and the files of /etc/netns/NAME lie over those of /etc. NAME is what
-    ``ip netns`` calls it; without one NamespaceNotFoundError. The working directory stays the same. Of a process,
-    ``namespaces`` has to name ``"net"``. A file that cannot be bound is a RuntimeWarning.
+    ``netns_etc=True`` adds what ``ip netns exec`` does: in a copy of this mount namespace, /sys shows the devices of
+    the network namespace, and the files of /etc/netns/NAME cover those of /etc. NAME is the namespace's name in
+    ``ip netns``; NamespaceNotFoundError if it has none. The working directory stays the same. For a process as target,
+    ``namespaces`` must name ``"net"``. A file that cannot be bound causes a RuntimeWarning.
 
-    ``root`` is another root directory: TARGET for the target's, also without mnt, or a directory of the caller's by its
-    path or an open descriptor; it is opened before anything is joined, and needs CAP_SYS_CHROOT. ``cwd`` may be a
-    descriptor too. A working directory that is not below the root is refused (JoinError, EXDEV).
+    ``root`` sets the root directory: TARGET for the target's, which works without mnt too, or a path or descriptor of
+    the caller's. It is opened before the joins and needs CAP_SYS_CHROOT. ``cwd`` may also be a descriptor. A working
+    directory outside the root raises JoinError (EXDEV).
 
-    ``unshare``: types of which the program gets new namespaces, after the joins (unshare(2)); not ``"user"``, and
-    ``"pid"`` instead of joining it. Mounts made in a new mnt do not propagate.
+    ``unshare`` names types of which the program gets new namespaces after the joins (unshare(2)): not ``"user"``, and
+    ``"pid"`` only if pid is not joined. Mounts made in a new mnt namespace do not propagate.
 
-    ``like_target=True`` is all of the following from the target, where nothing else is said, with a new session keyring
-    (keyrings(7)); ``TARGET`` is each alone. It is read before anything is joined, and the target has to be a process.
-    What cannot be had is a JoinError. Resource limits, umask and seccomp filters are never taken over.
+    ``like_target=True`` takes each of the following from the target unless you pass it explicitly, and starts a new
+    session keyring (keyrings(7)). ``TARGET`` takes a single one. The target must be a process, and is read before the
+    joins; JoinError for what cannot be taken. Resource limits, umask and seccomp filters are never taken.
 
-    - ``env``, ``cwd``, ``user``, ``group``, ``extra_groups``: also as subprocess takes them. ``TARGET`` ids are the
+    - ``env``, ``cwd``, ``user``, ``group``, ``extra_groups``: or a value as for subprocess. ``TARGET`` ids are the
       effective ones at exec; those of a user namespace are translated through its maps. The target's working directory
       may have been deleted.
-    - ``cgroup``: or its path as in /proc/PID/cgroup, in every hierarchy that has it (cgroups(7)); of version 2 the
-      program is born in it where pid is joined too (Linux 5.7). A target's hierarchy of version 1 that has only a name
-      is left out where it is not mounted here. One that is frozen, as a paused container's, is a JoinError (EBUSY).
-    - ``capabilities``: or names such as ``{"net_admin"}``: these in every set and no others, so that they outlast exec
+    - ``cgroup``: or a path as in /proc/PID/cgroup, used in every hierarchy that has it (cgroups(7)). With pid joined,
+      the program is born in its version 2 cgroup (Linux 5.7). A target's version 1 hierarchy that has only a name is
+      skipped if it is not mounted here. A frozen cgroup, such as a paused container's, raises JoinError (EBUSY).
+    - ``capabilities``: or names such as ``{"net_admin"}``: exactly these in every set, so that they survive exec
       without root too. Bounding, permitted, effective, inheritable and ambient sets; root gets the bounding set at exec
-      (capabilities(7)). Those of a target count in its user namespace, which has to be joined then.
-    - ``no_new_privs``: or a bool (PR_SET_NO_NEW_PRIVS(2const); of a target from Linux 4.10).
+      (capabilities(7)). The target's capabilities apply in its user namespace, which must be joined.
+    - ``no_new_privs``: or a bool (PR_SET_NO_NEW_PRIVS(2const); from a target since Linux 4.10).
     - ``oom_score_adj``: or -1000 to 1000 (proc_pid_oom_score_adj(5)).
-    - ``lsm_label``: or the profile or context for exec, of AppArmor or SELinux (proc_pid_attr(5)).
+    - ``lsm_label``: or the AppArmor profile or SELinux context for exec (proc_pid_attr(5)).
 
-    Wait for it: as long as it is a zombie, a PID namespace whose init has ended does not go away (pid_namespaces(7)).
+    Wait for the program: while it is a zombie, a PID namespace whose init has ended persists (pid_namespaces(7)).
 
     Raises what subprocess.Popen raises for exec, cwd and descriptors; JoinError (JoinPermissionError) if a namespace
-    cannot be joined, TargetGoneError if the target has ended, TypeError and ValueError for bad arguments. Nothing is
-    left behind then. setns(2), clone(2); Linux 4.11, race-free from 5.3, one atomic join from 5.8.
+    cannot be joined; TargetGoneError if the target has ended; TypeError and ValueError for bad arguments. Nothing is
+    left behind then. setns(2), clone(2); Linux 4.11, race-free since 5.3, one atomic join since 5.8.
     """
 
     _checked_target: Openable
-    _choice: likeness.Choice | None
     _args: Any
     _asked: dict[str, Any]
-    _unshare: int
-    _wanted: tuple[NsType, ...] | None
-    _fork: bool
+    _request: Request
     _preserve_credentials: bool
     _netns_etc: bool
     _deadline: float | None
@@ -112,78 +107,28 @@ class Popen(subprocess.Popen[AnyStr]):
     if TYPE_CHECKING:
 
         @overload
-        def __init__(
-            self: Popen[str],
-            args: Command,
-            *,
-            target: TargetLike,
-            text: Literal[True],
-            encoding: str | None = None,
-            errors: str | None = None,
-            universal_newlines: bool | None = None,
-            **keywords: Unpack[SpawnKeywords],
-        ) -> None: ...
+        def __init__(self: Popen[str], args: Command, *, target: TargetLike, **keywords: Unpack[ByText]) -> None: ...
         @overload
         def __init__(
-            self: Popen[str],
-            args: Command,
-            *,
-            target: TargetLike,
-            text: bool | None = None,
-            encoding: str,
-            errors: str | None = None,
-            universal_newlines: bool | None = None,
-            **keywords: Unpack[SpawnKeywords],
+            self: Popen[str], args: Command, *, target: TargetLike, **keywords: Unpack[ByEncoding]
         ) -> None: ...
         @overload
-        def __init__(
-            self: Popen[str],
-            args: Command,
-            *,
-            target: TargetLike,
-            text: bool | None = None,
-            encoding: str | None = None,
-            errors: str,
-            universal_newlines: bool | None = None,
-            **keywords: Unpack[SpawnKeywords],
-        ) -> None: ...
+        def __init__(self: Popen[str], args: Command, *, target: TargetLike, **keywords: Unpack[ByErrors]) -> None: ...
         @overload
         def __init__(
-            self: Popen[str],
-            args: Command,
-            *,
-            target: TargetLike,
-            text: bool | None = None,
-            encoding: str | None = None,
-            errors: str | None = None,
-            universal_newlines: Literal[True],
-            **keywords: Unpack[SpawnKeywords],
+            self: Popen[str], args: Command, *, target: TargetLike, **keywords: Unpack[ByNewlines]
         ) -> None: ...
         @overload
-        def __init__(
-            self: Popen[bytes],
-            args: Command,
-            *,
-            target: TargetLike,
-            text: Literal[False] | None = None,
-            encoding: None = None,
-            errors: None = None,
-            universal_newlines: Literal[False] | None = None,
-            **keywords: Unpack[SpawnKeywords],
-        ) -> None: ...
+        def __init__(self: Popen[bytes], args: Command, *, target: TargetLike, **keywords: Unpack[Bytes]) -> None: ...
         @overload
         def __init__(
             self: Popen[Any],
             args: Command,
             *positional: Any,
             target: TargetLike,
-            text: bool | None = None,
-            encoding: str | None = None,
-            errors: str | None = None,
-            universal_newlines: bool | None = None,
             _deadline: float | None = None,
             _new_group: bool = False,
-            **keywords: Unpack[SpawnKeywords],
+            **keywords: Unpack[Undecided],
         ) -> None: ...
 
     def __init__(
@@ -201,77 +146,69 @@ class Popen(subprocess.Popen[AnyStr]):
         _new_group: bool = False,
         **keywords: Any,
     ) -> None:
-        _bind(positional, keywords)
+        bind(positional, keywords)
         if keywords.get("preexec_fn") is not None:
             raise TypeError(_PREEXEC_FN_IS_REFUSED)
-        self._choice = likeness.choose(keywords, like_target=like_target)
+        choice = likeness.choose(keywords, like_target=like_target)
         self._checked_target = checked = check_target(target)
-        self._wanted = None if namespaces is None else select(namespaces)
+        wanted = None if namespaces is None else select(namespaces)
         self._netns_etc = netns_etc
         if netns_etc:
-            self._checked_target = with_etc = WithEtc(checked, self._wanted)
-            self._wanted = with_etc.wanted
-        self._fork = fork
+            self._checked_target = with_etc = WithEtc(checked, wanted)
+            wanted = with_etc.wanted
         self._preserve_credentials = preserve_credentials
-        self._unshare = _new_types(unshare)
-        if self._unshare & PID.flag and self._wanted is not None and PID in self._wanted:
+        self._request = request = Request(wanted, fork, new_types(unshare), choice=choice)
+        if request.unshare & PID.flag and wanted is not None and PID in wanted:
             raise ValueError("the kernel makes no new PID namespace within one that is joined: name pid only once")
         self._deadline = _deadline
         self._new_group = _new_group
-        self._init_subprocess(args, keywords)
+        self._keep(args, keywords)
+        if not any(keywords.get(name) is not None for name in MADE_NUMBERS):
+            super().__init__(self._args, **keywords)
+            return
+        with numbered(self._checked_target, wanted, keywords) as self._checked_target:
+            super().__init__(self._args, **keywords)
 
-    def _init_subprocess(self, args: Any, keywords: dict[str, Any]) -> None:
-        """subprocess.Popen.__init__, or whatever has been put in its place."""
+    def _keep(self, args: Any, keywords: dict[str, Any]) -> None:
+        """Keep what is asked for; make ``keywords`` fit for subprocess.Popen.__init__, or the patch in its place."""
         if not isinstance(args, (list, tuple, str, bytes, os.PathLike)):
-            args = list(args)  # an iterator can be looked into only once
+            args = list(args)  # an iterator can be read only once
         if isinstance(args, (list, tuple)) and not args:
             raise ValueError("args is empty")
-        self._args, self._asked = args, _asked(args, keywords)
+        self._args, self._asked = args, asked(args, keywords)
         for name in ("env", "cwd"):
             if keywords.get(name) is TARGET:
-                keywords[name] = None  # nobody on the way has to know what TARGET is
+                keywords[name] = None  # subprocess and its patches do not know TARGET
         if isinstance(keywords.get("env"), Mapping):
-            keywords["env"] = dict(keywords["env"].items())  # ddtrace adds to it: not to the caller's own
-        if not any(keywords.get(name) is not None for name in _MADE_NUMBERS):
-            super().__init__(args, **keywords)
-            return
+            keywords["env"] = dict(keywords["env"].items())  # a copy: ddtrace adds to it
         if not isinstance(keywords.get("extra_groups"), (str, type(None))):
-            keywords["extra_groups"] = list(keywords["extra_groups"])  # it is looked into twice
-        with _named_ids(self, keywords):
-            super().__init__(args, **keywords)
+            keywords["extra_groups"] = list(keywords["extra_groups"])  # it is read twice
 
     def _execute_child(self, *arguments: Any) -> None:
-        """Overrides subprocess.Popen: everything up to a running program."""
-        given = dict(zip(_ARGUMENTS, arguments))
+        """Start the program; overrides subprocess.Popen."""
+        given = dict(zip(ARGUMENTS, arguments))
         given.update(self._asked)
         self.args = self._args
         if self._netns_etc and given["cwd"] is None:
-            given["cwd"] = os.getcwd()  # that mount namespace is a copy of ours
+            given["cwd"] = os.getcwd()  # that mount namespace is a copy of the caller's
         choice = self._choose(given)
-        command = _command(given["args"], given["executable"], given["shell"], given["env"])
+        command = command_of(given["args"], given["executable"], given["shell"], given["env"])
         guard.announce_program(command.name, given["args"], given["cwd"], given["env"])
-        job: Job = _job(command, given)
-        ours = [given[name] for name in _OUR_ENDS]
-        for fd in (*job.stdio, *job.pass_fds):
-            if fd >= 0 and fd in ours:  # stderr=STDOUT where 1 was closed, and has become an end of a pipe
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            if fd >= 0:
-                os.get_inheritable(fd)  # EBADF now: a descriptor that we open could get that number
-        job.unshare = self._unshare
-        job.ids = job.ids._replace(keep=self._preserve_credentials)
-        if self._new_group and not job.new_session:
-            job.process_group = 0
-        starting = start(job, self._checked_target, self._wanted, self._fork, command.name, given["cwd"], choice)
+        program = program_of(command, given, new_group=self._new_group)
+        ids = ids_of(given, keep=self._preserve_credentials)
+        request = self._request._replace(ids=ids, choice=choice, name=command.name, cwd=given["cwd"])
+        started = Started()
         try:
-            self._finish_start(starting, [given[name] for name in _PIPES])
+            run = partial(launch, program, started=started)
+            self._finish_start(start(run, self._checked_target, request), [given[name] for name in PIPES])
         except BaseException:
-            end(job.pid, leads_group=job.leads_group)
+            end(started.pid, leads_group=program.leads_group)
             self._child_created = False
             raise
 
     def _choose(self, given: dict[str, Any]) -> likeness.Choice | None:
-        """env and cwd of the target too."""
-        choice = self._choice
+        """Return what to take from the target, env and cwd included."""
+        choice = self._request.choice
         whole = choice is not None and choice.whole
         if whole:
             given.update({name: TARGET for name in ("env", "cwd") if given[name] is None})
@@ -282,20 +219,22 @@ class Popen(subprocess.Popen[AnyStr]):
         return (choice or likeness.Choice())._replace(env=env, cwd=cwd if is_open else None)
 
     def _finish_start(self, starting: Launch, pipes: list[int]) -> None:
-        """Wait until the program runs. aio overrides this: it waits in its own way."""
+        """Wait until the program runs; aio overrides this with a wait of its own."""
         self._started(wait(starting, self._deadline), pipes)
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        """Overrides subprocess.Popen, to know when it has to guess: ``returncode`` is 0 then, as with subprocess."""
+        """Wait as subprocess.Popen does, and note a lost status, for which ``returncode`` is 0 as with subprocess."""
         try:
             return os.waitpid(self.pid, wait_flags)
         except ChildProcessError:
             self._status_is_lost = True
             return self.pid, 0
 
-    def _handle_exitstatus(self, *arguments: Any, _unreaped: dict[int, bool] = _unreaped) -> None:
-        """Overrides subprocess.Popen: poll, wait and ``__del__`` come here, that also at the interpreter's end, when
-        the names of this module may be gone."""
+    def _handle_exitstatus(self, *arguments: Any, _unreaped: dict[int, bool] = unreaped) -> None:
+        """Note that the child was reaped; poll, wait and ``__del__`` call this.
+
+        ``__del__`` may run at the interpreter's end, when this module's names may be gone.
+        """
         super()._handle_exitstatus(*arguments)  # type: ignore[misc]
         if _unreaped:
             child_has_been_reaped()
@@ -306,105 +245,25 @@ class Popen(subprocess.Popen[AnyStr]):
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
 
-@contextmanager
-def _named_ids(popen: Popen[Any], keywords: dict[str, Any]) -> Iterator[None]:
-    """Names of users and groups become the numbers that they have in the target, where its mount namespace is joined.
-
-    The process is pinned for as long as the start takes, so that names and namespaces are the same one's.
-    """
-    names = (keywords.get("user"), keywords.get("group"), *(keywords.get("extra_groups") or ()))
-    target = popen._checked_target
-    if not any(isinstance(name, str) for name in names) or isinstance(keywords.get("extra_groups"), str):
-        check_own_names(keywords)
-        yield  # an extra_groups that is a str is an error, which subprocess raises
-        return
-    if popen._netns_etc or not (popen._wanted is None or MNT in popen._wanted):
-        check_own_names(keywords)
-        yield
-        return
-    if isinstance(target, tuple):
-        if any(not isinstance(member, Namespace) or member.nstype == "mnt" for member in target):
-            raise ValueError("a user or group can be named only where the target is a process; give its number")
-        check_own_names(keywords)
-        yield
-        return
-    with OpenTarget(target) as opened:
-        assert opened.process is not None
-        popen._checked_target = opened.process
-        if not opened.process.shares(MNT):
-            joins_user = popen._wanted is None or USER in popen._wanted
-            keywords.update(numbers(opened.process, keywords, joins_user=joins_user))
-        else:
-            check_own_names(keywords)
-        yield
-
-
 @overload
-def spawn_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    text: Literal[True],
-    encoding: str | None = None,
-    errors: str | None = None,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> Popen[str]: ...
+def spawn_in(target: TargetLike, args: Command, **popen_kwargs: Unpack[ByText]) -> Popen[str]: ...
 @overload
-def spawn_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    text: bool | None = None,
-    encoding: str,
-    errors: str | None = None,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> Popen[str]: ...
+def spawn_in(target: TargetLike, args: Command, **popen_kwargs: Unpack[ByEncoding]) -> Popen[str]: ...
 @overload
-def spawn_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> Popen[str]: ...
+def spawn_in(target: TargetLike, args: Command, **popen_kwargs: Unpack[ByErrors]) -> Popen[str]: ...
 @overload
-def spawn_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    universal_newlines: Literal[True],
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> Popen[str]: ...
+def spawn_in(target: TargetLike, args: Command, **popen_kwargs: Unpack[ByNewlines]) -> Popen[str]: ...
 @overload
-def spawn_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    text: Literal[False] | None = None,
-    encoding: None = None,
-    errors: None = None,
-    universal_newlines: Literal[False] | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> Popen[bytes]: ...
+def spawn_in(target: TargetLike, args: Command, **popen_kwargs: Unpack[Bytes]) -> Popen[bytes]: ...
 @overload
-def spawn_in(
-    target: TargetLike,
-    args: Command,
-    *,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    universal_newlines: bool | None = None,
-    **popen_kwargs: Unpack[SpawnKeywords],
-) -> Popen[Any]: ...
+def spawn_in(target: TargetLike, args: Command, **popen_kwargs: Unpack[Undecided]) -> Popen[Any]: ...
 def spawn_in(target: TargetLike, args: Any, **popen_kwargs: Any) -> Popen[Any]:
-    """Start a program inside the namespaces of ``target`` and return its ``Popen``: all is said there."""
+    """Start a program in ``target``'s namespaces and return its ``Popen``, which documents the arguments.
+
+    ``target`` is a pid, a ``Target``, a ``Namespace``, the path of a namespace file, or an iterable of the last two.
+    ``namespaces`` names the types to join, by default all that differ. Arguments and errors are those of ``Popen``::
+
+        process = nsjoin.spawn_in(pid, ["sleep", "1"], namespaces=["net", "pid"])
+        process.wait()
+    """
     return Popen(args, target=target, **popen_kwargs)

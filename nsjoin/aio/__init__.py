@@ -1,10 +1,10 @@
-"""``spawn_in``, ``run_in`` and ``call_in`` for asyncio: the loop's thread starts, and nobody waits in a thread.
+"""``spawn_in``, ``run_in`` and ``call_in`` for asyncio, without helper threads.
 
-The start belongs to the loop's thread, so that "the caller's namespaces" are those of the code that calls. It takes
-what a vfork takes; the rest, until exec, is a descriptor that the loop watches, since something inside may hold the
-program up there for ever. The exit is a pidfd that the loop watches: no SIGCHLD and no child watcher, so any thread's
-loop will do, uvloop's too. Only where pidfds cannot be had (before Linux 5.3, a seccomp filter, no descriptor left) a
-thread for each child waits for it.
+The launch is made in the loop's thread, so "the caller's namespaces" are those of the code that calls, and takes as
+long as a vfork. From there until exec the loop watches a descriptor, since something inside may delay the program
+without limit. For the exit it watches a pidfd: no SIGCHLD handler, no child watcher, so a loop in any thread will do,
+uvloop's too. Only where there are no pidfds (before Linux 5.3, a seccomp filter, no descriptor left) does a thread wait
+for each child; names of users and groups are looked up in a thread as well.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .._engine.children import Expired
 from .._engine.forked import Terms
 from .._verbs.call import calling
 from .._verbs.run import STATUS_IS_LOST, choose_streams
-from ._program import _Run
-from ._start import _launch
-from ._transport import _Transport
-from ._waiting import _until_readable
+from ._program import Run
+from ._start import launched
+from ._transport import Transport
+from ._waiting import until_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Literal, Unpack
 
     from .._target.target import TargetLike
-    from .._verbs.keywords import Command, RunKeywords
+    from .._verbs.keywords import Command, PlainKeywords
 
 
 __all__ = ["call_in", "run_in", "spawn_in"]
@@ -48,19 +48,19 @@ async def spawn_in(
     netns_etc: bool = False,
     fork: bool = True,
     limit: int = _LIMIT,
-    **popen_kwargs: Unpack[RunKeywords],
+    **popen_kwargs: Unpack[PlainKeywords],
 ) -> asyncio.subprocess.Process:
-    """Start a program inside the namespaces of ``target``: ``nsjoin.spawn_in``, for asyncio.
+    """Start a program in ``target``'s namespaces: ``nsjoin.spawn_in`` for asyncio.
 
-    The result is what asyncio.create_subprocess_exec returns, and ``limit`` and the other keywords are as there: bytes
-    only. Raises what ``nsjoin.Popen`` raises. If this call is cancelled, what it had started is killed and reaped;
-    afterwards the process is its owner's, as with asyncio.
+    Returns what asyncio.create_subprocess_exec returns, and takes its ``limit`` and ``nsjoin.Popen``'s keywords; bytes
+    only. Raises what ``nsjoin.Popen`` raises. If this call is cancelled, whatever it has started is killed and reaped;
+    once it has returned, the process is the caller's, as with asyncio.
     """
     keywords: dict[str, Any] = {**popen_kwargs, "namespaces": namespaces, "netns_etc": netns_etc, "fork": fork}
     with contextlib.ExitStack() as pin:
-        popen = await _launch(target, args, None, keywords, pin)
+        popen = await launched(target, args, None, keywords, pin)
         protocol = asyncio.subprocess.SubprocessStreamProtocol(limit=limit, loop=asyncio.get_running_loop())
-        transport = _Transport(popen, protocol)
+        transport = Transport(popen, protocol)
         await transport.start(None)
     return asyncio.subprocess.Process(transport, protocol, asyncio.get_running_loop())
 
@@ -77,13 +77,13 @@ async def run_in(
     timeout: float | None = None,
     check: bool = False,
     kill_group: bool = False,
-    **popen_kwargs: Unpack[RunKeywords],
+    **popen_kwargs: Unpack[PlainKeywords],
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program inside the namespaces of ``target``: ``nsjoin.run_in``, for asyncio. Bytes only.
+    """Run a program in ``target``'s namespaces: ``nsjoin.run_in`` for asyncio. Bytes only.
 
-    When ``timeout`` (seconds, from the call, the start included) expires or the task is cancelled, the program is
-    killed, with ``kill_group`` its whole process group, and reaped, and nobody waits for those that still hold its
-    pipes. subprocess.TimeoutExpired, subprocess.CalledProcessError (``check=True``), ChildProcessError if the exit
+    When ``timeout`` expires (seconds from the call, the start included) or the task is cancelled, the program is
+    killed, with ``kill_group`` its whole process group, and reaped; processes that still hold its pipes are not waited
+    for. Raises subprocess.TimeoutExpired, subprocess.CalledProcessError (``check=True``), ChildProcessError if the exit
     status is lost, and what ``nsjoin.Popen`` raises.
     """
     keywords: dict[str, Any] = {**popen_kwargs, "namespaces": namespaces, "netns_etc": netns_etc, "fork": fork}
@@ -94,8 +94,8 @@ async def run_in(
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         with contextlib.ExitStack() as pin:
-            popen = await _launch(target, args, deadline, keywords, pin)
-            run = _Run(popen, kill_group)
+            popen = await launched(target, args, deadline, keywords, pin)
+            run = Run(popen, kill_group)
             await run.start(deadline)
     except Expired as expired:
         raise subprocess.TimeoutExpired(args, timeout or 0.0) from expired.__cause__
@@ -121,17 +121,17 @@ async def call_in(
     trust_target: bool = False,
     result: Literal["any", "data"] = "any",
 ) -> Any:
-    """Call ``func(*args)`` inside the namespaces of ``target``: ``nsjoin.call_in``, for asyncio.
+    """Call ``func(*args)`` in ``target``'s namespaces: ``nsjoin.call_in`` for asyncio.
 
-    The fork is made in the loop's thread, and the loop goes on meanwhile. If this call is cancelled, or ``timeout``
-    (seconds) expires, the child is killed and reaped. All else is as there, with what it raises. The child has no
-    running loop: ``func`` may start one of its own.
+    The fork is made in the loop's thread; the loop runs on while the child does. If this call is cancelled or
+    ``timeout`` (seconds) expires, the child is killed and reaped. Otherwise it returns and raises what
+    ``nsjoin.call_in`` does. The child has no running loop: ``func`` may start its own.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     call = calling(target, func, args, namespaces, Terms(allow_imports, trust_target, result))
     try:
         while True:
-            await _until_readable(next(call), deadline)
+            await until_readable(next(call), deadline)
     except StopIteration as stop:
         return stop.value
     except Expired:

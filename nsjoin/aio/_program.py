@@ -1,8 +1,11 @@
-"""TODO."""
+"""A program, its pipes and its exit, driven by the loop; and ``Run``, which is ``run_in``'s.
+
+``Run`` is no ``Transport``, which reaps a program as soon as it ends: a run keeps the zombie until its pipes close.
+"""
 
 from __future__ import annotations
 
-import asyncio.subprocess
+import asyncio
 import functools
 import os
 import time
@@ -10,42 +13,42 @@ from typing import TYPE_CHECKING
 
 from .._kernel import calls
 from .._verbs.run import kill
-from ._waiting import _in_thread, _resolve
+from ._waiting import in_thread, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
     from ..exceptions import NamespaceError
-    from ._start import _Popen
+    from ._start import AsyncPopen
 
 
-class _Exit:
-    """Reaps a program when it has ended, and then calls back."""
+class Exit:
+    """Reap a program when it has ended, then call ``callback``."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, popen: _Popen, callback: Callable[[], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, popen: AsyncPopen, callback: Callable[[], object]) -> None:
         self._loop = loop
         self._popen = popen
         self._callback = callback
         try:
             self.pidfd = calls.pidfd_open(popen.pid)
-        except OSError:  # no pidfds here, no descriptor left, or reaped by somebody else: waitid tells
+        except OSError:  # no pidfds here, no descriptor left, or reaped elsewhere (ECHILD from waitid)
             self.pidfd = -1
             wait: Callable[[], object] = popen.wait  # PyPy has no waitid; a kill just then may come too late
-            if hasattr(os, "waitid"):  # leaves the zombie to the loop's thread, so that what it kills is the program
+            if hasattr(os, "waitid"):  # only the loop's thread reaps, so its kills cannot hit a reused pid
                 wait = functools.partial(os.waitid, os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
-            _in_thread(wait).add_done_callback(self._on_waited)
+            in_thread(wait).add_done_callback(self._on_waited)
         else:
             loop.add_reader(self.pidfd, self._on_exit)
 
     def _on_waited(self, waited: asyncio.Future[Any]) -> None:
-        waited.exception()  # ChildProcessError: somebody else has reaped it
+        waited.exception()  # retrieved; ChildProcessError: reaped elsewhere
         if self._popen.try_wait():
             self._callback()
 
     def _on_exit(self) -> None:
         if not self._popen.try_wait():
-            return  # somebody traces it, and has not let go of it yet
+            return  # a tracer has not released it yet
         self._loop.remove_reader(self.pidfd)
         self._close()
         self._callback()
@@ -55,20 +58,17 @@ class _Exit:
         os.close(pidfd)
 
     def __del__(self) -> None:
-        if getattr(self, "pidfd", -1) >= 0:  # the loop was closed before the program had ended
+        if getattr(self, "pidfd", -1) >= 0:  # the loop was closed before the program ended
             self._close()
 
 
-# --- the program and its pipes ------------------------------------------------------------------------------
-
-
 class _Pipe(asyncio.Protocol):
-    """One of the program's pipes. ``program`` is told what happens to it."""
+    """One of the program's pipes; it passes its events on to ``program``."""
 
     transport: Any = None
     is_lost = False
 
-    def __init__(self, program: _Program, fd: int) -> None:
+    def __init__(self, program: Program, fd: int) -> None:
         self._program = program
         self.fd = fd
 
@@ -89,17 +89,17 @@ class _Pipe(asyncio.Protocol):
         self._program.resume_writing()
 
     def abort(self) -> None:
-        """Close it now; what has not been written is lost."""
+        """Close the pipe now and discard what has not been written."""
         if self.is_lost:
             return
         if self.fd != 0:
             self.transport.close()
         elif not self.transport.is_closing() or self.transport.get_write_buffer_size():
-            self.transport.abort()  # asyncio's does not bear it twice, nor after a close that has nothing to write
+            self.transport.abort()  # asyncio's abort() fails when called twice, or after close() with an empty buffer
 
 
 class _Detached:
-    """A pipe's descriptor for uvloop, which closes it and then ``close`` here, whatever the number means by then."""
+    """A pipe's descriptor for uvloop, which closes the number and calls ``close`` when it may be reused already."""
 
     def __init__(self, file: Any) -> None:
         self._fd = os.dup(file.fileno())
@@ -109,65 +109,90 @@ class _Detached:
         return self._fd
 
     def close(self) -> None:
-        """It is closed."""
+        """Do nothing: uvloop has closed the descriptor."""
 
 
-class _Program:
-    """A program with its pipes: what ``_Run`` and ``_Transport`` have in common."""
+class Program:
+    """A program with its pipes: what ``Run`` and ``Transport`` share."""
 
-    def __init__(self, popen: _Popen) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._popen = popen
-        self._pipes: dict[int, _Pipe] = {}
+    def __init__(self, popen: AsyncPopen) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.popen = popen
+        self.pipes: dict[int, _Pipe] = {}
+        self.exit: Exit | None = None
+        self._waiters: list[asyncio.Future[int]] = []
 
     async def start(self, deadline: float | None) -> None:
-        """Connect the pipes, which the launch gives us time for, and wait until the program runs.
+        """Connect the pipes while the launch goes on, and wait until the program runs.
 
-        Whatever is raised, Expired included: nothing is left.
+        Whatever is raised, Expired included, leaves nothing behind.
         """
-        files = {0: self._popen.stdin, 1: self._popen.stdout, 2: self._popen.stderr}
+        files = {0: self.popen.stdin, 1: self.popen.stdout, 2: self.popen.stderr}
         todo: dict[int, Any] = {fd: file for fd, file in files.items() if file is not None}
-        # a task, and never cancelled half-way: uvloop would close a descriptor that we could not know to be closed
-        connecting = self._loop.create_task(self._connect(todo)) if todo else None
+        # a task that is never cancelled: after a cancelled connect uvloop may or may not have closed the descriptor
+        connecting = self.loop.create_task(self._connect(todo)) if todo else None
         try:
-            await self._popen.finish(deadline)
+            await self.popen.finish(deadline)
             if connecting is not None:
                 await (connecting if connecting.done() else asyncio.shield(connecting))
-            self._begin()
+            self.begin()
         except BaseException as raised:
-            self._popen.end()
+            self.popen.end()
             if connecting is not None:
-                connecting.add_done_callback(self._cut_off)
-                while not isinstance(raised, GeneratorExit) and not (connecting.done() and self._is_cut_off()):
+                connecting.add_done_callback(self.cut_off)
+                while not isinstance(raised, GeneratorExit) and not (connecting.done() and self.is_cut_off()):
                     await asyncio.sleep(0)  # a closed transport closes its descriptor in the loop's next turn
             raise
 
     async def _connect(self, todo: dict[int, Any]) -> None:
-        is_uvloop = type(self._loop).__module__.split(".")[0] == "uvloop"
+        is_uvloop = type(self.loop).__module__.split(".")[0] == "uvloop"
         try:
             while todo:
                 fd = max(todo)
                 pipe = _Pipe(self, fd)
-                connect: Any = self._loop.connect_read_pipe if fd else self._loop.connect_write_pipe
+                connect: Any = self.loop.connect_read_pipe if fd else self.loop.connect_write_pipe
                 file = todo.pop(fd)
                 await connect(lambda pipe=pipe: pipe, _Detached(file) if is_uvloop else file)
-                self._pipes[fd] = pipe
+                self.pipes[fd] = pipe
         finally:
             for file in todo.values():
                 file.close()
 
-    def _cut_off(self, connected: asyncio.Future[None] | None = None) -> None:
-        """Close all pipes at once."""
+    def cut_off(self, connected: asyncio.Future[None] | None = None) -> None:
+        """Close all pipes now."""
         if connected is not None and not connected.cancelled():
-            connected.exception()  # what is raised already says more
-        for pipe in self._pipes.values():
+            connected.exception()  # retrieved; the exception that ended the start is the one to raise
+        for pipe in self.pipes.values():
             pipe.abort()
 
-    def _is_cut_off(self) -> bool:
-        return all(pipe.is_lost for pipe in self._pipes.values())
+    def is_cut_off(self) -> bool:
+        """Return whether all pipes are closed."""
+        return all(pipe.is_lost for pipe in self.pipes.values())
 
-    def _begin(self) -> None:
-        """The program runs."""
+    def watch(self) -> None:
+        """Reap the program when it ends."""
+        self.exit = Exit(self.loop, self.popen, self._on_exit)
+
+    def _on_exit(self) -> None:
+        self.process_exited()
+        for waiter in self._waiters:
+            resolve(waiter, self.popen.returncode)
+        self._waiters.clear()
+
+    async def reaped(self) -> int:
+        """Wait until the program has been reaped, and return its exit status."""
+        if self.popen.returncode is None:
+            waiter = self.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+        assert self.popen.returncode is not None
+        return self.popen.returncode
+
+    def begin(self) -> None:
+        """Handle that the program runs."""
+
+    def process_exited(self) -> None:
+        """Handle that the program has been reaped."""
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         raise NotImplementedError
@@ -176,20 +201,20 @@ class _Program:
         raise NotImplementedError
 
     def pause_writing(self) -> None:
-        """What has been written waits for the program to read."""
+        """Handle that the program's stdin is full."""
 
     def resume_writing(self) -> None:
-        """It has read most of it."""
+        """Handle that the program has read most of its stdin."""
 
 
-class _Run(_Program):
-    """One ``run_in``: takes all output, and ends everything when it has to.
+class Run(Program):
+    """One ``run_in``: collects the output, and ends everything at the deadline or on an exception.
 
     The program stays a zombie until its pipes are closed: as long as it is one, its number is its group's, and the
     group can be killed safely.
     """
 
-    def __init__(self, popen: _Popen, kill_group: bool) -> None:
+    def __init__(self, popen: AsyncPopen, kill_group: bool) -> None:
         super().__init__(popen)
         self.expired = False
         self.held_up: NamespaceError | None = None
@@ -197,28 +222,26 @@ class _Run(_Program):
         self._output: dict[int, list[bytes]] = {
             fd: [] for fd, file in ((1, popen.stdout), (2, popen.stderr)) if file is not None
         }
-        self._closed = self._loop.create_future()
-        self._exit: _Exit | None = None
-        self._exited: asyncio.Future[None] | None = None
+        self._closed = self.loop.create_future()
 
     async def finish(self, given: bytes | bytearray | memoryview | None, deadline: float | None) -> None:
-        """Feed ``given``, take all output, reap the program; at ``deadline`` kill it."""
+        """Write ``given`` to stdin, collect all output, reap the program; kill it at ``deadline``."""
         timer = None
         try:
             if deadline is not None:
-                timer = self._loop.call_later(max(deadline - time.monotonic(), 0), self._expire)
-            if 0 in self._pipes:
-                self._feed(self._pipes[0].transport, given)
-            if not self._is_cut_off():
+                timer = self.loop.call_later(max(deadline - time.monotonic(), 0), self._expire)
+            if 0 in self.pipes:
+                self._feed(self.pipes[0].transport, given)
+            if not self.is_cut_off():
                 await self._closed
             await self._reap()
-        except GeneratorExit:  # this coroutine is thrown away: nothing can be awaited any more
+        except GeneratorExit:  # the coroutine was closed, so nothing can be awaited any more
             self._kill()
-            self._popen.end()
+            self.popen.end()
             raise
         except BaseException:
             self._kill()
-            await self._reap()  # cancelled a second time here: it is reaped all the same, when the loop is told
+            await self._reap()  # cancelled again here: the loop still reaps the program when it ends
             raise
         finally:
             if timer is not None:
@@ -228,34 +251,28 @@ class _Run(_Program):
     def _feed(stdin: Any, given: bytes | bytearray | memoryview | None) -> None:
         if given and not stdin.is_closing():  # the program may have ended already
             stdin.write(given)
-        stdin.close()  # once all is written
+        stdin.close()  # after the last byte
 
     async def _reap(self) -> None:
-        if self._exit is None and not self._popen.try_wait():
-            self._exit = _Exit(self._loop, self._popen, self._on_exit)
-        if self._popen.returncode is None:
-            self._exited = self._loop.create_future()
-            await self._exited
-
-    def _on_exit(self) -> None:
-        if self._exited is not None:
-            _resolve(self._exited)
+        if self.exit is None and not self.popen.try_wait():
+            self.watch()
+        await self.reaped()
 
     def _expire(self) -> None:
         self.expired = True
         self._kill()
 
     def _kill(self) -> None:
-        self.held_up = kill(self._popen, self._kill_group)
-        self._cut_off()
+        self.held_up = kill(self.popen, self._kill_group)
+        self.cut_off()
 
     def output(self, fd: int) -> bytes | None:
-        """What the program has written there; None: not to us."""
+        """Return what the program has written there; None where that is no pipe of this run."""
         return b"".join(self._output[fd]) if fd in self._output else None
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._output[fd].append(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - EPIPE: as communicate does
-        if self._is_cut_off():
-            _resolve(self._closed)
+        if self.is_cut_off():
+            resolve(self._closed)

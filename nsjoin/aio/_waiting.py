@@ -1,51 +1,47 @@
-"""TODO."""
+"""Descriptors, deadlines and threads as futures of the running loop."""
 
 from __future__ import annotations
 
-import asyncio.subprocess
+import asyncio
 import contextlib
-import select
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from .._engine.children import Expired
+from .._engine.children import Expired, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 
-# --- waiting ------------------------------------------------------------------------------------------------
-
-
-async def _until_readable(fd: int, deadline: float | None) -> None:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    if poll.poll(0):
+async def until_readable(fd: int, deadline: float | None) -> None:
+    """Wait until ``fd`` is readable or hung up. Expired at ``deadline``, a time of ``time.monotonic``."""
+    if readable(fd, 0):
         return
     loop = asyncio.get_running_loop()
-    readable = loop.create_future()
-    loop.add_reader(fd, _resolve, readable)
+    has_news = loop.create_future()
+    loop.add_reader(fd, resolve, has_news)
     try:
-        await _before(deadline, readable)
+        await before(deadline, has_news)
     finally:
         loop.remove_reader(fd)
 
 
-async def _before(deadline: float | None, future: asyncio.Future[Any]) -> Any:
-    """The future's result; Expired at ``deadline``, a time of time.monotonic, which need not be the loop's clock."""
+async def before(deadline: float | None, future: asyncio.Future[Any]) -> Any:
+    """Return the future's result. Expired at ``deadline``, of ``time.monotonic``: the loop's clock may differ."""
     if deadline is None:
         return await future
     left = max(deadline - time.monotonic(), 0)
-    timer = asyncio.get_running_loop().call_later(left, _resolve, future, None, Expired())
+    timer = asyncio.get_running_loop().call_later(left, resolve, future, None, Expired())
     try:
         return await future
     finally:
         timer.cancel()
 
 
-def _resolve(future: asyncio.Future[Any], result: Any = None, error: BaseException | None = None) -> None:
+def resolve(future: asyncio.Future[Any], result: Any = None, error: BaseException | None = None) -> None:
+    """Give ``future`` its result, or its exception, unless it has one or was cancelled."""
     if future.done():
         return
     if error is not None:
@@ -54,14 +50,14 @@ def _resolve(future: asyncio.Future[Any], result: Any = None, error: BaseExcepti
         future.set_result(result)
 
 
-def _in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
-    """Call ``function`` in a daemon thread of its own: what may hang must not fill up the loop's executor."""
+def in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Call ``function`` in a daemon thread of its own: a call that hangs must not occupy the loop's executor."""
     loop = asyncio.get_running_loop()
     future = loop.create_future()
 
-    def tell(result: Any, error: BaseException | None) -> None:
-        thread.join()  # it ends with this call
-        _resolve(future, result, error)
+    def finish(result: Any, error: BaseException | None) -> None:
+        thread.join()  # its last statement has scheduled this call
+        resolve(future, result, error)
 
     def run() -> None:
         result = error = None
@@ -69,8 +65,8 @@ def _in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
             result = function()
         except BaseException as raised:
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, result, error)
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(finish, result, error)
 
     thread = threading.Thread(target=run, name="nsjoin.aio", daemon=True)
     thread.start()

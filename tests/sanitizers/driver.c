@@ -235,16 +235,21 @@ static void answer(struct nsjoin_call *call)
     _exit(sendmsg(call->channel[1], &message, 0) < 0 ? 1 : EXIT_STATUS);
 }
 
-static int call_inside(struct nsjoin_call *call, int broken)
+static int call_inside(struct nsjoin_call *call, uint32_t flags, int broken)
 {
+    struct buffer plan = {.head = {.flags = flags, .root = -1, .witness = -1, .size = sizeof plan.head}};
+    struct nsjoin_join joins[4];
+    uint32_t n = 0;
     for (int i = 0; i < n_inside; i++) {
-        call->joins[call->n_joins] = inside[i];
-        call->joins[call->n_joins].nstypes &= INSIDE;
-        call->n_joins += call->joins[call->n_joins].nstypes != 0;
+        joins[n] = inside[i];
+        joins[n].nstypes &= INSIDE;
+        n += joins[n].nstypes != 0;
     }
     if (broken)
-        call->joins[0].fd = 0x7fffffff;
-    call->root = call->witness = -1;
+        joins[0].fd = 0x7fffffff;
+    plan.head.joins = put(&plan, joins, sizeof joins);
+    plan.head.n_joins = n;
+    call->plan = &plan.head;
     int error = nsjoin_open_call(call);
     CHECK(error == 0 || (error == -ENOSYS && n_inside > 1));
     CHECK(nsjoin_begin_fork(call) == 0);
@@ -262,9 +267,9 @@ static int call_inside(struct nsjoin_call *call, int broken)
 
 static void call(uint32_t flags)
 {
-    struct nsjoin_call call = {.flags = flags};
+    struct nsjoin_call call = {0};
     char text[64] = "";
-    int pid = call_inside(&call, 0);
+    int pid = call_inside(&call, flags, 0);
     CHECK(nsjoin_next_length(&call) == 12);
     CHECK(nsjoin_receive(&call, text) == 0);
     CHECK(strcmp(text, "from inside") == 0 && call.n_fds == SENT_FDS && call.head.error == 4);
@@ -276,7 +281,7 @@ static void call(uint32_t flags)
 static void call_refused(void)
 {
     struct nsjoin_call call = {0};
-    int pid = call_inside(&call, 1);
+    int pid = call_inside(&call, 0, 1);
     CHECK(nsjoin_next_length(&call) == 0 && nsjoin_receive(&call, NULL) == 0);
     CHECK(call.head.step == NSJOIN_STEP_JOIN && call.head.error == EBADF);
     reap(pid, 255);

@@ -35,7 +35,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (own_pidfd() < 0) /* of this thread, which stays */
         abort();
     int lowest = lowest_free();
-    struct nsjoin_call call = {.flags = size & 1 ? NSJOIN_FORK : 0};
+    struct nsjoin_plan plan = {.flags = size & 1 ? NSJOIN_FORK : 0};
+    struct nsjoin_call call = {.plan = &plan};
     if (size < 2 || nsjoin_open_call(&call) < 0)
         return 0;
     send_record(&call, data + 1, size - 1, data[0] % 254);

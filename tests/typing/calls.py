@@ -1,4 +1,4 @@
-"""What type checkers are to say of the public calls. Checked by mypy --strict and pyright, never run."""
+"""The types that checkers must reveal for the public calls. Checked by mypy --strict and pyright, never run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,19 @@ assert_type(nsjoin.run_in(pid, ["a"], text=True, input="x", check=True), "subpro
 assert_type(nsjoin.run_in(pid, ["a"], encoding="utf-8", timeout=3, kill_group=True), "subprocess.CompletedProcess[str]")
 
 
+assert_type(nsjoin.spawn_in(pid, ["a"], text=False, encoding=None), nsjoin.Popen[bytes])
+assert_type(nsjoin.Popen(["a"], target=pid, encoding="utf-8"), nsjoin.Popen[str])
+assert_type(nsjoin.Popen(["a"], target=pid, errors="replace"), nsjoin.Popen[str])
+assert_type(nsjoin.Popen(["a"], target=pid, universal_newlines=True), nsjoin.Popen[str])
+assert_type(nsjoin.Popen(["a"], -1, None, subprocess.PIPE, target=pid), nsjoin.Popen[Any])
+assert_type(nsjoin.run_in(pid, ["a"], errors="replace"), "subprocess.CompletedProcess[str]")
+assert_type(nsjoin.run_in(pid, ["a"], universal_newlines=True), "subprocess.CompletedProcess[str]")
+
+
 def undecided(text: bool) -> None:
     assert_type(nsjoin.spawn_in(pid, ["a"], text=text), nsjoin.Popen[Any])
+    assert_type(nsjoin.Popen(["a"], target=pid, text=text), nsjoin.Popen[Any])
+    assert_type(nsjoin.run_in(pid, ["a"], text=text, input=b"x"), "subprocess.CompletedProcess[Any]")
 
 
 # Every kind of target.
@@ -51,13 +62,15 @@ def decorated(number: int) -> str:
 
 assert_type(decorated(1), str)
 
-# What is the target's, and what is said instead.
+# What is taken from the target, and what replaces it.
 nsjoin.spawn_in(pid, ["a"], like_target=True, oom_score_adj=5, no_new_privs=True, capabilities={"net_admin"})
 nsjoin.run_in(pid, ["a"], env=nsjoin.TARGET, cwd=nsjoin.TARGET, user=nsjoin.TARGET, cgroup="/a", unshare=("mnt",))
 
 nsjoin.call_in(pid, print, 1, namespaces=("net",), trust_target=True, result="data")
 
-# What is wrong is told.
+# Wrong arguments are refused.
+nsjoin.run_in(pid, ["a"], text=True, input=b"x", namespace=())  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
+nsjoin.Popen(["a"], target=pid, namespace=("net",))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
 nsjoin.call_in(pid, print, result="json")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 nsjoin.spawn_in(pid, ["a"], capabilities=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
 nsjoin.spawn_in(pid, ["a"], preexec_fn=print)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
