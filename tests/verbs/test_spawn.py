@@ -1125,7 +1125,7 @@ class CountingLib:
 
 
 @pytest.mark.parametrize(
-    "keywords", [{}, {"namespaces": ["uts"]}, {"env": nsjoin.TARGET}], ids=["all", "named", "TARGET"]
+    "keywords", [{}, {"namespaces": ["user", "uts"]}, {"env": nsjoin.TARGET}], ids=["all", "named", "TARGET"]
 )
 def test_few_frames_lie_between_spawn_in_and_the_compiled_call(target, monkeypatch, keywords):
     counting = CountingLib()
