@@ -64,7 +64,8 @@ def flat(entries):
 def lsns():
     while (done := subprocess.run(["lsns", "--json"], stdout=subprocess.PIPE, check=False)).returncode:
         continue  # some process had ended while it looked
-    return {entry["ns"]: entry for entry in flat(json.loads(done.stdout)["namespaces"])}
+    written = done.stdout.decode(errors="surrogateescape")  # lsns writes any process's arguments byte for byte
+    return {entry["ns"]: entry for entry in flat(json.loads(written)["namespaces"])}
 
 
 @pytest.fixture
